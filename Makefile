@@ -1,0 +1,34 @@
+# Everything is set up on first use: Debian packages where this runs as root, Python packages in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := iptables ipset conntrack iproute2 nftables
+BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
+
+.PHONY: demo test lint golden bench setup clean
+
+demo: setup
+	@$(BIN)/python -m tests.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+golden: setup
+	KPX_GOLDEN=write $(BIN)/python -m pytest -q tests/golden
+
+bench: setup
+	$(BIN)/python -m tests.bench
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml tests/requirements.lock tests/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" PACKAGES="$(PACKAGES)" BUILD_PACKAGES="$(BUILD_PACKAGES)" sh tests/setup.sh
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m kpx`."""
+
+from kpx.cli import main
+
+main()

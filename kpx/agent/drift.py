@@ -1,0 +1,106 @@
+"""Watching for what others do to our rules."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import structlog
+
+from kpx.errors import KpxError
+from kpx.family import Family
+from kpx.netfilter.legacy_monitor import LegacyMonitor
+from kpx.netfilter.monitor import Change, NftMonitor, OwnCommits
+from kpx.netfilter.tools import Backend, Recording, RestoreError
+
+log = structlog.get_logger()
+
+NFT_VERIFY_PERIODS = 10
+"""On nft the kernel tells of every change, so full checks, which cost seconds in large clusters, are rarer by this."""
+
+
+class Drift:
+    """Notices foreign changes of one backend's tables. `recording` has to surround each of our own restores."""
+
+    def __init__(self, backend: Backend, sync_period: float) -> None:
+        self.verify_period = sync_period * (NFT_VERIFY_PERIODS if backend is Backend.NFT else 1)
+        self._monitor: NftMonitor | LegacyMonitor | None = None
+        self.recording: Recording | None = None
+        try:
+            if backend is Backend.NFT:
+                own = OwnCommits()
+                self._monitor, self.recording = NftMonitor(own), own.recording
+            else:
+                self._monitor = LegacyMonitor()
+                self.recording = self._monitor.recording
+        except KpxError as error:
+            self.verify_period = sync_period
+            log.warning("foreign changes are only found by full checks", every=sync_period, error=str(error))
+
+    async def run(self, changed: Callable[[frozenset[Family]], None]) -> None:
+        """Call `changed` with the families that somebody else touched, until cancelled."""
+        if self._monitor is None:
+            await asyncio.Event().wait()
+            return
+        try:
+            await self._monitor.run(lambda change: self._tell(change, changed))
+        finally:
+            self._monitor.close()
+
+    def _tell(self, change: Change, changed: Callable[[frozenset[Family]], None]) -> None:
+        log.debug(
+            "foreign change",
+            process=change.process or "unknown",
+            pid=change.pid,
+            chains=sorted(f"{table} {chain}" for _, table, chain in change.chains)[:10],
+        )
+        changed(change.families)
+
+
+class Children:
+    """The restores that are running, so that they can be stopped with the agent."""
+
+    def __init__(self, inner: Recording | None) -> None:
+        self._inner = inner
+        self._pids: set[int] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End what is running, and start nothing more: threads can't be cancelled, and may be about to."""
+        self._stopped = True
+        for pid in tuple(self._pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    @contextmanager
+    def recording(self, family: Family) -> Iterator[Callable[[int], None]]:
+        """Surround a restore. Raises KpxError after `stop`."""
+        if self._stopped:
+            raise KpxError("stopped")
+        if self._inner is None:
+            with self._noting(lambda _: None) as note:
+                yield note
+        else:
+            with self._inner(family) as started, self._noting(started) as note:
+                yield note
+
+    @contextmanager
+    def _noting(self, started: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+        mine: list[int] = []
+
+        def note(pid: int) -> None:
+            mine.append(pid)
+            self._pids.add(pid)
+            started(pid)
+            if self._stopped:
+                os.kill(pid, signal.SIGTERM)
+
+        try:
+            yield note
+        except RestoreError:
+            if self._stopped:  # so it was ended, and the payload is not to blame
+                raise KpxError("stopped") from None
+            raise
+        finally:
+            self._pids.difference_update(mine)

@@ -1,0 +1,190 @@
+"""HTTP on one address: from a function of paths to a socket, however long it takes to get that."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Self
+
+import structlog
+from aiohttp import web
+
+from kpx.agent.store import ServiceKey
+from kpx.agent.throttle import Backoff
+from kpx.errors import KpxError
+from kpx.family import Family
+
+log = structlog.get_logger()
+
+_IDLE_SECONDS = 60.0
+"""How long a connection may stay open without a request."""
+_GRACE_SECONDS = 0.5
+"""How long an answer may take while the listener closes."""
+_LONGEST_RETRY = 5.0
+"""Seconds between tries to get a port, at most: what kube-proxy waits."""
+
+_CLIENT_NOISE = logging.getLogger(__name__)
+"""Where aiohttp logs what is wrong with requests: nowhere, as these ports may be open to the world."""
+_CLIENT_NOISE.disabled = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Answer = Callable[[str], Reply | None]
+"""The reply to a GET of a path; None if there is nothing under it."""
+
+_NOT_FOUND = Reply(b"404 page not found\n", 404)
+_NOT_ALLOWED = Reply(b"405 method not allowed\n", 405, headers={"Allow": "GET, HEAD"})
+_BROKEN = Reply(b"500 internal server error\n", 500)
+
+
+@dataclass(frozen=True, slots=True)
+class PortTrouble:
+    """A port that can't be had.
+
+    `reason` is the one of kube-proxy's Kubernetes event for it, on the Node or on `service`; `address` is
+    `host:port`, `error` the kernel's word.
+    """
+
+    reason: str
+    address: str
+    error: str
+    service: ServiceKey | None = None
+
+
+Report = Callable[[PortTrouble], None]
+
+
+class Listener:
+    """Serves an answer on one address, `host:port`, from `open` to `close` or as a context manager.
+
+    An address that can't be had is reported once and tried again in the background, unless `hard_fail`: then it
+    raises KpxError. A wildcard address (`0.0.0.0` or `[::]`) stands for both families, as for kube-proxy, or for
+    `family` alone.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        answer: Answer,
+        trouble: Callable[[str, str], PortTrouble],
+        report: Report | None = None,
+        *,
+        hard_fail: bool = False,
+        family: Family | None = None,
+    ) -> None:
+        self.address, self.hard_fail = address, hard_fail
+        self._answer, self._trouble, self._report = answer, trouble, report
+        self._family = family
+        self._accepting: asyncio.Server | None = None
+        self._http: web.Server | None = None
+        self._retrying: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def bound(self) -> str:
+        """Where this listens now, as `host:port`; empty while the address can't be had."""
+        if self._accepting is None or not self._accepting.sockets:
+            return ""
+        host, port = self._accepting.sockets[0].getsockname()[:2]
+        return host_port(host, port)
+
+    async def open(self) -> None:
+        """Listen, or begin to try."""
+        try:
+            await self._listen()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            if self.hard_fail:
+                raise KpxError(f"can't listen on {self.address} (bindAddressHardFail): {reason}") from error
+            self._retrying = asyncio.create_task(self._retry())
+            self._tell(self._trouble(self.address, reason))
+
+    async def close(self) -> None:
+        """Stop to listen and end all connections; `open` may follow."""
+        if self._retrying is not None:
+            self._retrying.cancel()
+            await asyncio.wait((self._retrying,))
+            self._retrying = None
+        if self._accepting is not None and self._http is not None:
+            self._accepting.close()
+            self._http.pre_shutdown()
+            await self._http.shutdown(_GRACE_SECONDS)
+            self._accepting = self._http = None
+
+    async def move(self, address: str) -> None:
+        """Serve on another address from now on; nothing happens if it is the same."""
+        if address != self.address:
+            await self.close()
+            self.address = address
+            await self.open()
+
+    async def _listen(self) -> None:
+        sock = _listening_socket(self.address, self._family)
+        self._http = web.Server(
+            self._serve, access_log=None, logger=_CLIENT_NOISE, keepalive_timeout=_IDLE_SECONDS, lingering_time=0.0
+        )
+        loop = asyncio.get_running_loop()
+        # Started apart, so that a cancelled `_listen` has either nothing to close or something that `close` knows.
+        self._accepting = await loop.create_server(self._http, sock=sock, start_serving=False)
+        await self._accepting.start_serving()
+        log.debug("listening", address=self.address)
+
+    async def _retry(self) -> None:
+        backoff = Backoff(first=0.25, longest=_LONGEST_RETRY)
+        while not self.bound:
+            await asyncio.sleep(backoff.after_failure())
+            with suppress(OSError):
+                await self._listen()
+        log.info("port is free now, listening", address=self.address)
+
+    def _tell(self, trouble: PortTrouble) -> None:
+        service = "/".join(trouble.service) if trouble.service else None
+        log.warning("can't listen, will try again", address=trouble.address, error=trouble.error, service=service)
+        if self._report is not None:
+            self._report(trouble)
+
+    async def _serve(self, request: web.BaseRequest) -> web.Response:
+        reply = self._reply(request.path) if request.method in ("GET", "HEAD") else _NOT_ALLOWED
+        fixed = {"Content-Type": reply.content_type, "X-Content-Type-Options": "nosniff", "Server": "kpx"}
+        return web.Response(body=reply.body, status=reply.status, headers={**fixed, **reply.headers})
+
+    def _reply(self, path: str) -> Reply:
+        try:
+            return self._answer(path) or _NOT_FOUND
+        except Exception:
+            log.exception("can't answer", path=path, address=self.address)
+            return _BROKEN
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listening_socket(address: str, only: Family | None) -> socket.socket:
+    """A socket that listens on `host:port`, of `only` this family if the host is a wildcard address."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if only is None and ip_address(host).is_unspecified and socket.has_dualstack_ipv6():
+        return socket.create_server(("::", int(port)), family=socket.AF_INET6, dualstack_ipv6=True)
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, int(port)), family=kind)

@@ -1,0 +1,230 @@
+"""What the agent counts and measures, for Prometheus.
+
+What kube-proxy has goes under kube-proxy 1.36's names, labels and buckets (`pkg/proxy/metrics/metrics.go`), so that
+its dashboards and alerts keep their meaning; what is new begins with `kpx_`.
+"""
+
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Sample
+
+from kpx.agent.health import API_FAMILY
+from kpx.family import Family
+from kpx.netfilter.ruleset import TABLES, TableName
+from kpx.version import __version__
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of `Metrics.exposition`."""
+
+TrafficPolicy = Literal["internal", "external"]
+
+_SYNC_BUCKETS = tuple(0.001 * 2**i for i in range(15))
+_PROGRAMMING_BUCKETS = (0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
+
+
+class Metrics:
+    """All metrics of one agent, told what happened in the words of whoever does it.
+
+    `now` and other times are in seconds since the epoch, durations in seconds.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._theirs = _KubeProxy(self._registry)
+        self._ours = _Kpx(self._registry)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format, version 0.0.4."""
+        return generate_latest(_AsGoPrints(self._registry))
+
+    def sync_queued(self, family: Family, now: float) -> None:
+        """A sync was asked for."""
+        self._theirs.last_queued.labels(API_FAMILY[family]).set(now)
+
+    def synced(
+        self,
+        family: Family,
+        seconds: float,
+        full: bool,
+        lines: int,
+        restores: int,
+        rules: Mapping[TableName, int],
+        now: float,
+        written: Mapping[TableName, int] | None = None,
+    ) -> None:
+        """A sync went through, in `restores` runs of iptables-restore with `lines` lines of input in all.
+
+        `rules` says how many rules each table holds of ours now, `written` how many of them this sync sent.
+        """
+        name = API_FAMILY[family]
+        self._theirs.sync_seconds.labels(name).observe(seconds)
+        (self._theirs.full_sync_seconds if full else self._theirs.partial_sync_seconds).labels(name).observe(seconds)
+        self._theirs.last_synced.labels(name).set(now)
+        for table in TABLES:
+            self._theirs.rules.labels(table, name).set(rules.get(table, 0))
+            if written is not None:
+                self._theirs.rules_written.labels(table, name).set(written.get(table, 0))
+        self._ours.restore_lines.labels(name).inc(lines)
+        self._ours.restores.labels(name).inc(restores)
+
+    def sync_failed(self, family: Family, full: bool) -> None:
+        """A sync failed, a full one or one of what had changed."""
+        self._theirs.restore_failures.labels(API_FAMILY[family]).inc()
+        if not full:
+            self._theirs.partial_restore_failures.labels(API_FAMILY[family]).inc()
+
+    def programmed(self, family: Family, seconds: float) -> None:
+        """A change of endpoints reached the kernel `seconds` after it came about in the cluster."""
+        self._theirs.programming_seconds.labels(API_FAMILY[family]).observe(seconds)
+
+    def changes(self, kind: str, pending: int, total_increment: int) -> None:
+        """So many new changes of Services or EndpointSlices; `pending` wait for a sync. Other kinds don't count."""
+        if kind in self._theirs.changes:
+            waiting, total = self._theirs.changes[kind]
+            waiting.set(pending)
+            total.inc(total_increment)
+
+    def no_local_endpoints(self, policy: TrafficPolicy, family: Family, count: int) -> None:
+        """So many Services have the Local policy and no endpoint on this node for it."""
+        self._theirs.no_local_endpoints.labels(policy, API_FAMILY[family]).set(count)
+
+    def conntrack_deleted(self, family: Family, count: int, seconds: float | None = None) -> None:
+        """So many stale flows were deleted; it took `seconds`, if told."""
+        self._theirs.conntrack_deleted.labels(API_FAMILY[family]).inc(count)
+        if seconds is not None:
+            self._theirs.conntrack_seconds.labels(API_FAMILY[family]).observe(seconds)
+
+    def probed(self, probe: Literal["healthz", "livez"], ok: bool) -> None:
+        """A probe of the proxy's health was answered."""
+        self._theirs.probes[probe].labels("200" if ok else "503").inc()
+
+    def repaired(self, family: Family, what: str, count: int = 1) -> None:
+        """So many things that others had done to our rules were put right."""
+        self._ours.repairs.labels(API_FAMILY[family], what).inc(count)
+
+    def skipped(self, kind: str, count: int) -> None:
+        """So many objects of a kind can't be used at present."""
+        self._ours.skipped.labels(kind).set(count)
+
+    def cached(self, kind: str, count: int) -> None:
+        """So many objects of a kind are known."""
+        self._ours.cached.labels(kind).set(count)
+
+    def watch_restarted(self, kind: str, reason: str) -> None:
+        """A watch ended and was begun anew; `reason` is one of few words, not an error's text."""
+        self._ours.watch_restarts.labels(kind, reason).inc()
+
+    def service_ports(self, family: Family, count: int) -> None:
+        """So many service ports have rules."""
+        self._ours.service_ports.labels(API_FAMILY[family]).set(count)
+
+
+class _KubeProxy:
+    """The metrics that kube-proxy has in iptables mode."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry, namespace="kubeproxy")
+        gauge = partial(Gauge, registry=registry, namespace="kubeproxy")
+        histogram = partial(Histogram, registry=registry, namespace="kubeproxy", labelnames=["ip_family"])
+        sync = partial(histogram, buckets=_SYNC_BUCKETS)
+        family, per_table = ["ip_family"], ["table", "ip_family"]
+
+        self.sync_seconds = sync("sync_proxy_rules_duration_seconds", "Duration of a sync")
+        self.full_sync_seconds = sync("sync_full_proxy_rules_duration_seconds", "Duration of a sync of everything")
+        self.partial_sync_seconds = sync("sync_partial_proxy_rules_duration_seconds", "Duration of a sync of changes")
+        self.programming_seconds = histogram(
+            "network_programming_duration_seconds",
+            "From a change in the cluster to the kernel",
+            buckets=_PROGRAMMING_BUCKETS,
+        )
+        self.last_queued = gauge("sync_proxy_rules_last_queued_timestamp_seconds", "When a sync was asked for", family)
+        self.last_synced = gauge("sync_proxy_rules_last_timestamp_seconds", "When a sync succeeded last", family)
+        self.changes = {
+            kind: (
+                gauge(f"sync_proxy_rules_{word}_changes_pending", f"{kind} changes that wait for a sync"),
+                counter(f"sync_proxy_rules_{word}_changes", f"{kind} changes seen"),
+            )
+            for kind, word in {"Service": "service", "EndpointSlice": "endpoint"}.items()
+        }
+        self.rules = gauge("sync_proxy_rules_iptables_total", "Rules that are the proxy's", per_table)
+        self.rules_written = gauge("sync_proxy_rules_iptables_last", "Rules written by the last sync", per_table)
+        self.restore_failures = counter("sync_proxy_rules_iptables_restore_failures", "Syncs that failed", family)
+        self.partial_restore_failures = counter(
+            "sync_proxy_rules_iptables_partial_restore_failures", "Syncs of changes that failed", family
+        )
+        self.no_local_endpoints = gauge(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Services with policy Local that have no endpoint here",
+            ["traffic_policy", "ip_family"],
+        )
+        self.conntrack_deleted = counter("conntrack_reconciler_deleted_entries", "Stale flows deleted", family)
+        self.conntrack_seconds = sync("conntrack_reconciler_sync_duration_seconds", "Duration of a search for them")
+        self.probes = {
+            "healthz": counter("proxy_healthz", "Answers to /healthz by HTTP status", ["code"]),
+            "livez": counter("proxy_livez", "Answers to /livez by HTTP status", ["code"]),
+        }
+        _start_at_zero(self.restore_failures, self.partial_restore_failures, self.conntrack_deleted)
+
+
+class _Kpx:
+    """The metrics that only kpx has."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry, namespace="kpx")
+        gauge = partial(Gauge, registry=registry, namespace="kpx")
+        family = ["ip_family"]
+
+        self.repairs = counter("repairs", "Things put right that others had done to the rules", [*family, "what"])
+        self.skipped = gauge("skipped_objects", "Objects that can't be used", ["kind"])
+        self.cached = gauge("cache_objects", "Objects known", ["kind"])
+        self.watch_restarts = counter("watch_restarts", "Watches begun anew", ["kind", "reason"])
+        self.service_ports = gauge("service_ports", "Service ports with rules", family)
+        self.restores = counter("restores", "Runs of iptables-restore", family)
+        self.restore_lines = counter("restore_lines", "Lines sent to iptables-restore", family)
+        Info("kpx_build", "Version of kpx and of Python", registry=registry).info(
+            {"version": __version__, "python": platform.python_version()}
+        )
+        _start_at_zero(self.restores, self.restore_lines)
+
+
+def _start_at_zero(*counters: Counter) -> None:
+    """Let counters by family exist before they count: `increase()` doesn't see a series' first value."""
+    for counter in counters:
+        for family in API_FAMILY.values():
+            counter.labels(family)
+
+
+@dataclass(frozen=True, slots=True)
+class _AsGoPrints:
+    """A registry's metrics as kube-proxy's library prints them: `le="1"`, not `le="1.0"`, and no creation times."""
+
+    registry: CollectorRegistry
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        for metric in self.registry.collect():
+            metric.samples = [_with_short_bound(one) for one in metric.samples if not one.name.endswith("_created")]
+            yield metric
+
+
+def _with_short_bound(sample: Sample) -> Sample:
+    bound = sample.labels.get("le", "")
+    short = bound.removesuffix(".0")
+    return sample if short == bound else sample._replace(labels={**sample.labels, "le": short})

@@ -1,0 +1,229 @@
+"""The agent: a source of objects, a loop per family, watchers of the kernel, and the ports. Wires them and waits."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from kpx import api, host
+from kpx.agent.checks import update_checks
+from kpx.agent.desired import Desired
+from kpx.agent.drift import Children, Drift
+from kpx.agent.dump import write_dump
+from kpx.agent.health import Health
+from kpx.agent.metrics import Metrics
+from kpx.agent.servers import HealthServer, MetricsServer, ServiceHealth, ServiceHealthServers
+from kpx.agent.stale import delete_stale_flows
+from kpx.agent.store import ServiceKey, Store
+from kpx.agent.sync import FOREIGN_CHANGE, VERIFICATION, FamilySync, Synced
+from kpx.api import KubeProxyConfiguration
+from kpx.compiler.compile import Layout, Target
+from kpx.errors import KpxError
+from kpx.family import Family
+from kpx.netfilter.tools import Backend, Tools, binary
+from kpx.sources.events import Event, Put, Source, Unsound
+from kpx.sources.events import Synced as SourceSynced
+
+log = structlog.get_logger()
+
+KINDS = frozenset({"Service", "EndpointSlice", "Node"})
+TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an agent runs with."""
+
+    config: KubeProxyConfiguration
+    node_name: str
+    layout: Layout
+    backend: Backend
+
+
+class Agent:
+    """One agent. It writes nothing before the source has told everything there is."""
+
+    def __init__(self, setup: Setup, source: Source, metrics: Metrics) -> None:
+        self.setup, self.source, self.metrics = setup, source, metrics
+        self.health = Health(2 * setup.config.iptables.sync_period)
+        self.store = Store(setup.node_name)
+        self.drift = Drift(setup.backend, setup.config.iptables.sync_period)
+        self.children = Children(self.drift.recording)
+        self._started = time.time()
+        self._complete = asyncio.Event()
+        self._told: set[str] = set()
+        self._unsound: dict[str, set[tuple[str, str]]] = {kind: set() for kind in KINDS}
+        self.proxies = tuple(
+            FamilyProxy(self, family)
+            for family in Family
+            if binary(setup.backend, family, "-restore") or _missing(setup.backend, family)
+        )
+
+    async def run(self) -> None:
+        """Follow the source and keep the kernel right, until cancelled."""
+        async with AsyncExitStack() as stack:
+            # A long load isn't waited for: what it has done so far is sound, and the next agent does the rest.
+            stack.callback(self.children.stop)
+            await stack.enter_async_context(self._ports())
+            for proxy in self.proxies:
+                await stack.enter_async_context(proxy.health_checks)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.source.run(self.take))
+                await self._complete.wait()
+                _collect_garbage_from_here()
+                log.info("caches complete", **self.store.counts())
+                tasks.create_task(self.drift.run(self._changed))
+                for proxy in self.proxies:
+                    proxy.start(tasks.create_task)
+
+    async def once(self) -> None:
+        """Bring the kernel up to date once. Raises KpxError if a family can't be."""
+        following = asyncio.create_task(self.source.run(self.take))
+        complete = asyncio.create_task(self._complete.wait())
+        await asyncio.wait({following, complete}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (following, complete):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        failed = [proxy.family for proxy in self.proxies if not await proxy.once()]
+        if failed:
+            raise KpxError(f"not up to date: {', '.join(failed)}")
+
+    def take(self, event: Event) -> None:
+        """Take in what the source tells."""
+        match event:
+            case SourceSynced():
+                self._told.add(event.kind)
+                if self._told >= KINDS:
+                    self._complete.set()
+                return
+            case Unsound():
+                self._skip(event)
+                return
+            case Put():
+                kind, key = type(event.object).__name__, _key(event.object)
+            case _:
+                kind, key = event.kind, (event.namespace, event.name)
+        self._unsound[kind].discard(key)
+        self.metrics.skipped(kind, len(self._unsound[kind]))
+        touched = self.store.take(event)
+        self.health.node(self.store.node)
+        self.metrics.cached(kind, self.store.counts()[kind])
+        for proxy in self.proxies:
+            proxy.sync.touch(touched, self._trigger(event))
+
+    def _changed(self, families: frozenset[Family]) -> None:
+        for proxy in self.proxies:
+            if proxy.family in families:
+                proxy.sync.verify(FOREIGN_CHANGE)
+
+    def dump(self) -> None:
+        """Write what is known to a file."""
+        write_dump(self.store, (proxy.sync for proxy in self.proxies))
+
+    def _skip(self, event: Unsound) -> None:
+        self._unsound[event.kind].add((event.namespace, event.name))
+        self.metrics.skipped(event.kind, len(self._unsound[event.kind]))
+        for problem in event.problems:
+            log.error("object skipped", problem=str(problem))
+
+    def _trigger(self, event: Event) -> float | None:
+        """When the change came about, as the EndpointSlice controller noted, unless before this agent started."""
+        if not isinstance(event, Put) or not isinstance(event.object, api.EndpointSlice):
+            return None
+        text = event.object.metadata.annotations.get(TRIGGER_TIME, "")
+        try:
+            when = datetime.fromisoformat(text).timestamp()
+        except ValueError:
+            return None
+        return when if when >= self._started else None
+
+    @asynccontextmanager
+    async def _ports(self) -> AsyncIterator[None]:
+        config = self.setup.config
+        hard = config.bind_address_hard_fail
+        health = HealthServer(self.health, self.metrics, config.healthz_bind_address, hard_fail=hard)
+        metrics = MetricsServer(self.metrics, config.metrics_bind_address, config, self.setup.layout)
+        async with health, metrics:
+            yield
+
+
+class FamilyProxy:
+    """One family's part of an agent: its sync loop, what follows a sync, and its watch over the kernel."""
+
+    def __init__(self, agent: Agent, family: Family) -> None:
+        setup = agent.setup
+        self.family, self.config, self.metrics = family, setup.config, agent.metrics
+        self.tools = Tools(setup.backend, family, recording=agent.children.recording)
+        self._verify_period = agent.drift.verify_period
+        target = Target(setup.node_name, family, setup.layout, host.tcp_be_liberal())
+        self.desired = Desired(agent.store, setup.config, target)
+        self.health_checks = ServiceHealthServers(
+            family, agent.health, lambda: self.desired.settings.node_port_addresses
+        )
+        self.sync = FamilySync(
+            agent.store,
+            self.desired,
+            self.tools,
+            agent.metrics,
+            agent.health,
+            setup.config.iptables.min_sync_period,
+            self._after_sync,
+        )
+        self._checks: dict[ServiceKey, ServiceHealth] = {}
+        self._serving = False
+
+    async def once(self) -> bool:
+        """Bring the kernel up to date once; whether that worked."""
+        try:
+            await self.sync.once()
+        except KpxError as error:
+            log.error("sync failed", family=self.family, error=str(error))
+            return False
+        return True
+
+    def start(self, create_task: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+        """Start the tasks of this family; the first sync compares the whole kernel state."""
+        self._serving = True
+        self.sync.verify("start")
+        create_task(self.sync.run())
+        create_task(self._verify())
+
+    async def _verify(self) -> None:
+        while True:
+            await asyncio.sleep(self._verify_period)
+            self.sync.verify(VERIFICATION)
+
+    async def _after_sync(self, synced: Synced) -> None:
+        await delete_stale_flows(self.desired, synced, self.metrics)
+        self._checks = update_checks(self._checks, self.desired, synced.touched)
+        if self._serving:
+            await self.health_checks.sync(self._checks)
+        self.metrics.service_ports(self.family, len(self.desired.compiled))
+        for policy, names in self.desired.without_local.items():
+            self.metrics.no_local_endpoints(policy, self.family, len(names))
+
+
+def _collect_garbage_from_here() -> None:
+    """Start the collector, which the command line keeps off, and let it pass over what is there already.
+
+    While caches fill it would walk through them again and again: at 20,000 objects it stalls the loop for a second.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def _key(one: api.Object) -> tuple[str, str]:
+    return ("" if isinstance(one, api.Node) else one.metadata.namespace, one.metadata.name)
+
+
+def _missing(backend: Backend, family: Family) -> bool:
+    log.warning("no iptables for this family: its Services have no rules here", family=family, backend=backend)
+    return False

@@ -1,0 +1,263 @@
+"""One family's loop: collect what changed, compile that, bring the kernel up to date. Families don't share fate."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from kpx.agent.desired import Desired
+from kpx.agent.health import Health
+from kpx.agent.metrics import Metrics
+from kpx.agent.store import ServiceKey, Store
+from kpx.agent.throttle import Backoff, Throttle
+from kpx.compiler.tree import Change
+from kpx.errors import KpxError
+from kpx.netfilter.ruleset import TABLES, TableName
+from kpx.netfilter.tools import Tools
+from kpx.reconcile.apply import Outcome, apply, payload_of
+from kpx.reconcile.edit import Edit
+from kpx.reconcile.owners import Owners
+from kpx.reconcile.report import differences
+
+log = structlog.get_logger()
+
+FOREIGN_CHANGE, VERIFICATION = "foreign change", "verification"
+REPAIRS = frozenset({FOREIGN_CHANGE, VERIFICATION})
+"""Reasons for a full sync after which anything that had to change is damage."""
+
+FALSE_ALARM_SECONDS = 1.0
+"""How long the next foreign change waits after one that did our rules no harm."""
+
+CHUNK = 100
+"""How many Services to compile before other tasks get their turn."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """What waits for the next sync: touched Services, why a full check is due (if it is), and trigger times."""
+
+    touched: set[ServiceKey] = field(default_factory=set)
+    full: str = ""
+    triggers: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """A sync that went through: which Services it concerned, and whether the kernel was read and compared."""
+
+    touched: frozenset[ServiceKey]
+    full: bool
+
+
+class FamilySync:
+    """Keeps one family's kernel rules equal to what the store says.
+
+    The first sync reads the kernel and adopts what it holds; later ones send only edits of what changed. A refused
+    edit, a report of foreign changes or a due verification lead to a full one again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        desired: Desired,
+        tools: Tools,
+        metrics: Metrics,
+        health: Health,
+        min_period: float,
+        after_sync: Callable[[Synced], Awaitable[None]],
+    ) -> None:
+        self.store, self.desired, self.tools = store, desired, tools
+        self.metrics, self.health = metrics, health
+        self.family = tools.family
+        self.last_payload = ""
+        self.synced_once = asyncio.Event()
+        self._after_sync = after_sync
+        self._pending = Pending()
+        self._wanted = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._false_alarm = False
+        self._throttle = Throttle(min_period, time.monotonic())
+        self._after_failure, self._after_refusal = Backoff(), Backoff()
+        self._retry: asyncio.TimerHandle | None = None
+        self._next_alarm: asyncio.TimerHandle | None = None
+        self._rules: dict[TableName, int] = dict.fromkeys(TABLES, 0)
+
+    def touch(self, keys: Iterable[ServiceKey], trigger: float | None = None) -> None:
+        """These Services changed; `trigger` is when that came about, in seconds since the epoch."""
+        self._pending.touched.update(keys)
+        if trigger is not None:
+            self._pending.triggers.append(trigger)
+        self._want()
+
+    def verify(self, reason: str) -> None:
+        """Compare the whole kernel state with what is desired, and repair it, as soon as may be."""
+        self._pending.full = self._pending.full or reason
+        if reason == FOREIGN_CHANGE:
+            self._alarm()
+        self._want()
+
+    async def once(self) -> None:
+        """Compare the whole kernel state with what is desired, now. Raises KpxError if that fails in any part."""
+        outcome = await self._sync(Pending(set(self.store.keys()), "once"))
+        if outcome.failed:
+            raise KpxError(f"rules refused of {', '.join(outcome.failed)}")
+
+    async def run(self) -> None:
+        """Sync whenever there is cause, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), self._throttle.delay(time.monotonic()))
+            self._wanted.clear()
+            self._urgent.clear()
+            self._throttle.take(time.monotonic())
+            await self._attempt()
+
+    async def _attempt(self) -> None:
+        """One sync of what is pending. A function of its own: nothing of it stays in memory until the next one."""
+        pending, self._pending = self._pending, Pending()
+        try:
+            outcome = await self._sync(pending)
+        except KpxError as error:
+            await self._failed(pending, error)
+        else:
+            if pending.full:
+                self._compared(outcome)
+
+    def _alarm(self) -> None:
+        """Damage can't wait for the next turn.
+
+        But if the last alarm was a false one, somebody may be busy with rules of their own, and to check each time
+        would cost more than it is worth.
+        """
+        if not self._false_alarm:
+            self._urgent.set()
+        elif self._next_alarm is None or self._next_alarm.when() < asyncio.get_running_loop().time():
+            self._next_alarm = asyncio.get_running_loop().call_later(FALSE_ALARM_SECONDS, self._urgent.set)
+
+    def _want(self) -> None:
+        if not self._wanted.is_set():
+            self.metrics.sync_queued(self.family, time.time())
+            self.health.queued(self.family, time.time())
+        self._wanted.set()
+
+    def _compared(self, outcome: Outcome) -> None:
+        """After a full sync: what was refused is tried again, ever more seldom."""
+        self._after_failure.after_success()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if outcome.failed:
+            pause = self._after_refusal.after_failure()
+            self._retry = asyncio.get_running_loop().call_later(pause, self.verify, "refused before")
+        else:
+            self._after_refusal.after_success()
+
+    async def _failed(self, pending: Pending, error: KpxError) -> None:
+        # Edits that don't fit are no reason to wait: comparing the whole kernel state shows those that do.
+        pause = self._after_failure.after_failure() if pending.full else 0.0
+        log.error("sync failed", family=self.family, retry_in=pause, error=str(error))
+        self.metrics.sync_failed(self.family, bool(pending.full))
+        self._pending.triggers += pending.triggers
+        self._pending.touched |= pending.touched
+        await asyncio.sleep(pause)
+        self.verify(pending.full or "retry")
+
+    async def _sync(self, pending: Pending) -> Outcome:
+        start = time.monotonic()
+        edits = await self._compile(pending.touched)
+        if self.desired.settings_changed():
+            pending.touched |= self.store.keys()
+            await self._compile(self.store.keys())
+            if not pending.full or pending.full in REPAIRS:
+                pending.full = "settings"
+        compiled = time.monotonic()
+        outcome = await (self._compare(pending.full, edits) if pending.full else self._send(edits))
+        self._account(pending, outcome, start, compiled)
+        self.health.updated(self.family, time.time())
+        if self._wanted.is_set():  # what came meanwhile waits from now on
+            self.health.queued(self.family, time.time())
+        self.synced_once.set()
+        await self._after_sync(Synced(frozenset(pending.touched), bool(pending.full)))
+        return outcome
+
+    async def _compile(self, keys: Iterable[ServiceKey]) -> list[Edit]:
+        changes: list[Change] = []
+        ordered = sorted(keys)
+        for at in range(0, len(ordered), CHUNK):
+            changes += self.desired.recompile(ordered[at : at + CHUNK])
+            await asyncio.sleep(0)
+        # Edits have to be made in one go: only then is their order in the payload the right one.
+        if len(ordered) <= CHUNK:
+            return list(self.desired.edits(changes))
+        return list(await asyncio.to_thread(self.desired.edits, changes))
+
+    async def _send(self, edits: list[Edit]) -> Outcome:
+        """Send edits as they are. If one is refused, what the kernel holds is not what was believed."""
+        text = payload_of(edits, self.tools)
+        if not text:
+            return Outcome()
+        self.last_payload = text
+        await asyncio.to_thread(self.tools.restore, text)
+        for edit in edits:
+            self._rules[edit.table] += len(edit.added) - len(edit.removed)
+        return Outcome(1, text.count("\n"))
+
+    async def _compare(self, reason: str, edits: list[Edit]) -> Outcome:
+        """Bring the kernel to what is desired, whatever it holds."""
+        sent = Outcome()
+        if reason in REPAIRS:
+            # What changed in the cluster goes first, so that all that is different then is damage.
+            with suppress(KpxError):
+                sent = await self._send(edits)
+        edits.clear()  # megabytes, after a start
+        outcome = await self._apply(reason)
+        return replace(outcome, restores=sent.restores + outcome.restores, lines=sent.lines + outcome.lines)
+
+    async def _apply(self, reason: str) -> Outcome:
+        ruleset = await asyncio.to_thread(self.desired.ruleset)
+        outcome = await asyncio.to_thread(apply, ruleset, self.tools)
+        for table in TABLES:
+            self._rules[table] = sum(len(rules) for rules in ruleset.tables[table].chains.values())
+        if reason == FOREIGN_CHANGE:
+            self._false_alarm = not outcome.plan
+        if reason in REPAIRS and outcome.plan:
+            owners = await asyncio.to_thread(Owners, ruleset, {})
+            self._report_repair(reason, outcome, owners)
+        for name, error in outcome.failed.items():
+            log.error("rules refused, the old ones stay", family=self.family, service=name, error=str(error))
+        return outcome
+
+    def _report_repair(self, reason: str, outcome: Outcome, owners: Owners) -> None:
+        found = differences(outcome.plan.edits, owners)
+        count = sum(len(some) for some in found.values())
+        wrong = [f"{one.kind} {one.table} {one.chain}" for some in found.values() for one in some]
+        log.warning(
+            "rules repaired",
+            family=self.family,
+            cause=reason,
+            differences=count,
+            services=sorted(found)[:10],
+            wrong=list(dict.fromkeys(wrong))[:10],
+        )
+        self.metrics.repaired(self.family, "rules", count)
+
+    def _account(self, pending: Pending, outcome: Outcome, start: float, compiled: float) -> None:
+        now = time.monotonic()
+        for trigger in pending.triggers:
+            self.metrics.programmed(self.family, max(0.0, time.time() - trigger))
+        self.metrics.synced(
+            self.family, now - start, bool(pending.full), outcome.lines, outcome.restores, self._rules, time.time()
+        )
+        log.info(
+            "synced",
+            family=self.family,
+            full=pending.full or None,
+            services=len(pending.touched),
+            lines=outcome.lines,
+            compile_ms=round((compiled - start) * 1000, 1),
+            total_ms=round((now - start) * 1000, 1),
+        )

@@ -1,0 +1,47 @@
+"""How often to sync. Pure: the clock is passed in."""
+
+BURST = 2
+"""Syncs that may follow each other at once after a quiet time, as in kube-proxy."""
+
+
+class Throttle:
+    """A bucket of `BURST` tokens, one more every `period` seconds (0: no limit)."""
+
+    def __init__(self, period: float, now: float) -> None:
+        self.period = period
+        self._tokens = float(BURST)
+        self._at = now
+
+    def delay(self, now: float) -> float:
+        """Seconds until the next sync may start."""
+        self._refill(now)
+        return 0.0 if self._tokens >= 1 or not self.period else (1 - self._tokens) * self.period
+
+    def take(self, now: float) -> None:
+        """A sync starts; also one that couldn't wait, for which later ones don't pay."""
+        self._refill(now)
+        self._tokens = max(0.0, self._tokens - 1)
+
+    def _refill(self, now: float) -> None:
+        if self.period:
+            self._tokens = min(float(BURST), self._tokens + (now - self._at) / self.period)
+        else:
+            self._tokens = float(BURST)
+        self._at = now
+
+
+class Backoff:
+    """Growing pauses after failures: `first` seconds, then twice as long each time up to `longest`."""
+
+    def __init__(self, first: float = 0.5, longest: float = 30.0) -> None:
+        self.first, self.longest = first, longest
+        self._next = first
+
+    def after_failure(self) -> float:
+        """Seconds to wait before the next try."""
+        pause, self._next = self._next, min(self.longest, self._next * 2)
+        return pause
+
+    def after_success(self) -> None:
+        """Start over."""
+        self._next = self.first

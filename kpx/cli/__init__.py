@@ -1,0 +1,72 @@
+"""The command `kpx`. One file per command; this one joins them and turns errors into exit statuses."""
+
+import gc
+import logging
+import sys
+from importlib import import_module
+
+import click
+import structlog
+
+from kpx import logs
+from kpx.errors import InputError, KpxError
+from kpx.version import __version__
+
+COMMANDS = {
+    "apply": "Bring the kernel's rules up to date with manifests.",
+    "cleanup": "Remove every rule and chain of ours, and nothing else.",
+    "diff": "Compare the kernel, or a dump, with what manifests ask for.",
+    "render": "Compile manifests to rules.",
+    "run": "Keep this node's rules equal to the cluster's Services.",
+}
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are called, so that each starts fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"kpx.cli.{cmd_name}").command
+        command.short_help = COMMANDS[cmd_name]
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="kpx")
+@click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
+@click.option("-v", "--verbose", is_flag=True, help="Log details.")
+def cli(log_format: str, verbose: bool) -> None:
+    """Kubernetes Services as iptables rules: compiled, reconciled, questionable.
+
+    Exit status: 0 done (diff: same), 1 differs or a check failed, 2 bad input or environment.
+
+    \b
+    Example:
+      kpx render -f manifests/ --node node-0 --config config.yaml
+    """
+    logs.configure(json=log_format == "json", level=logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    # A command builds one large tree of objects and ends: looking for garbage in it finds none and takes time.
+    gc.disable()
+    logs.configure()
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+    except InputError as error:
+        for problem in error.problems:
+            structlog.get_logger().error(str(problem))
+        sys.exit(2)
+    except KpxError as error:
+        structlog.get_logger().error(str(error))
+        sys.exit(2)

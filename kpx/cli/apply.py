@@ -1,0 +1,81 @@
+"""`kpx apply`."""
+
+import json
+import time
+
+import click
+import structlog
+
+from kpx import host
+from kpx.cli.inputs import FAMILIES, backend_option, object_options, read_inputs, tools_for
+from kpx.family import Family
+from kpx.netfilter.tools import Tools
+from kpx.reconcile.apply import Outcome, apply, payload_of, read_live
+from kpx.reconcile.plan import make_plan
+
+log = structlog.get_logger()
+
+
+@click.command()
+@object_options
+@backend_option
+@click.option("--dry-run", is_flag=True, help="Print what would be sent to iptables-restore; change nothing.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(
+    files: tuple[str, ...],
+    node: str | None,
+    config_file: str | None,
+    family: str,
+    layout: str,
+    keep_going: bool,
+    backend: str,
+    dry_run: bool,
+    form: str,
+) -> None:
+    """Bring the kernel's rules up to date with manifests: only the difference is written, in one go.
+
+    Rules that stay keep their counters; foreign rules and chains are not touched; rules of kube-proxy are taken
+    over. A Service whose rules the kernel refuses keeps its old ones while the others are applied.
+
+    \b
+    Example:
+      kpx apply -f shop/ --config config.yaml --node node-0 --dry-run
+    """
+    inputs = read_inputs(files, node, config_file, layout, keep_going)
+    compiled = inputs.compile(FAMILIES[family], host.tcp_be_liberal())
+    refused = False
+    for one, ruleset in compiled.rulesets.items():
+        tools = tools_for(one, backend)
+        if dry_run:
+            edits = make_plan(ruleset, read_live(tools)).edits
+            click.echo(payload_of(edits, tools), nl=False)
+            continue
+        start = time.monotonic()
+        outcome = apply(ruleset, tools)
+        _report(one, tools, outcome, time.monotonic() - start, form)
+        refused = refused or bool(outcome.failed)
+    if refused:
+        raise SystemExit(2)
+    compiled.exit_if_incomplete()
+
+
+def _report(family: Family, tools: Tools, outcome: Outcome, seconds: float, form: str) -> None:
+    for name, error in outcome.failed.items():
+        log.error(f"Service {name}: rules refused, the old ones stay: {error}")
+    for table, chain in outcome.held:
+        log.warning(f"stale chain {chain} in table {table} stays: rules of other programs jump to it")
+    if form == "json":
+        record = {
+            "family": family,
+            "backend": tools.backend,
+            "restores": outcome.restores,
+            "lines": outcome.lines,
+            "seconds": round(seconds, 3),
+            "failed": sorted(outcome.failed),
+            "held": [f"{table}/{chain}" for table, chain in outcome.held],
+        }
+        click.echo(json.dumps(record))
+    elif outcome.restores == 0:
+        click.echo(f"{family}: up to date, nothing written ({tools.backend}, {seconds:.2f} s)")
+    else:
+        click.echo(f"{family}: {outcome.lines} lines written ({tools.backend}, {seconds:.2f} s)")

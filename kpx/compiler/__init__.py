@@ -1,0 +1,1 @@
+"""Model to ruleset: each service port compiles alone, a layout joins them. Pure."""

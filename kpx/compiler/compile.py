@@ -1,0 +1,94 @@
+"""The whole compiler: objects and a configuration in, a ruleset out. Pure, and the same for any input order."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kpx import api
+from kpx.compiler import choice, classic, tree
+from kpx.compiler.fragment import Fragment, compile_port
+from kpx.compiler.settings import Settings, settings_for
+from kpx.errors import InputError, Problem
+from kpx.family import Family
+from kpx.model.cluster import Cluster, cluster_of, without_conflicts
+from kpx.model.node import node_view
+from kpx.model.policy import Selection, select
+from kpx.model.service import ServicePort
+from kpx.netfilter.ruleset import Ruleset
+
+
+class Layout(StrEnum):
+    """How fragments are joined into a ruleset. Every layout gives every packet the same verdict."""
+
+    CLASSIC = "classic"
+    TREE = "tree"
+
+
+_CHOOSE: dict[Layout, choice.Choose] = {Layout.CLASSIC: choice.linear, Layout.TREE: tree.choose}
+_JOIN: dict[Layout, Callable[[Iterable[Fragment], Settings], Ruleset]] = {
+    Layout.CLASSIC: classic.join,
+    Layout.TREE: tree.join,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom to compile for: which node (by name; its Node object may be among the objects), family and layout.
+
+    `tcp_be_liberal` tells what the host has in `nf_conntrack_tcp_be_liberal`, where that is known.
+    """
+
+    node_name: str
+    family: Family = Family.IPV4
+    layout: Layout = Layout.CLASSIC
+    tcp_be_liberal: bool = False
+
+
+def compile_sound(
+    objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target
+) -> tuple[Ruleset, tuple[Problem, ...]]:
+    """Compile all Services but those whose addresses or node ports are taken; say which these are."""
+    every = tuple(objects)
+    node = next((one for one in every if isinstance(one, api.Node) and one.metadata.name == target.node_name), None)
+    cluster, problems = without_conflicts(cluster_of(every, target.family, target.node_name))
+    view = node_view(
+        target.node_name,
+        target.family,
+        node,
+        config.bind_address,
+        target.tcp_be_liberal or config.conntrack.tcp_be_liberal,
+    )
+    settings = settings_for(config, view, comments=not cluster.is_large)
+    return compile_cluster(cluster, settings, target.layout), problems
+
+
+def compile_objects(objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target) -> Ruleset:
+    """Compile objects into what `target`'s kernel should hold.
+
+    Raises InputError if two Services claim the same address and port or node port.
+    """
+    ruleset, problems = compile_sound(objects, config, target)
+    if problems:
+        raise InputError(problems)
+    return ruleset
+
+
+def compile_cluster(cluster: Cluster, settings: Settings, layout: Layout = Layout.CLASSIC) -> Ruleset:
+    """Compile all service ports of `cluster` and join them by `layout`."""
+    return join(_fragments(cluster, settings, layout), settings, layout)
+
+
+def join(fragments: Iterable[Fragment], settings: Settings, layout: Layout) -> Ruleset:
+    """Join fragments, sorted by the names of their service ports, into a ruleset."""
+    return _JOIN[layout](fragments, settings)
+
+
+def compile_fragment(port: ServicePort, selection: Selection, settings: Settings, layout: Layout) -> Fragment:
+    """Compile one service port alone, as `layout` wants it."""
+    return compile_port(port, selection, settings, _CHOOSE[layout])
+
+
+def _fragments(cluster: Cluster, settings: Settings, layout: Layout) -> Iterator[Fragment]:
+    for name, port in cluster.ports.items():
+        selection = select(cluster.endpoints.get(name, ()), port, settings.node)
+        yield compile_fragment(port, selection, settings, layout)

@@ -1,0 +1,1 @@
+"""What a proxy knows: service ports, endpoints, this node, and which endpoints it may use. Pure."""

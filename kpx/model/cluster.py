@@ -1,0 +1,87 @@
+"""The cluster as one family of a proxy sees it: service ports and the endpoints behind them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from kpx import api
+from kpx.errors import Problem
+from kpx.family import Family
+from kpx.model.claims import Claim, Claimant, Claims, claims_of
+from kpx.model.endpoint import Endpoints, merge_slices, service_of
+from kpx.model.service import ServicePort, ServicePortName, service_ports
+
+LARGE_CLUSTER_ENDPOINTS = 1000
+"""Above this many endpoints kube-proxy drops the comments of endpoint rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """All service ports, sorted by name, and the endpoints of those that have any."""
+
+    ports: Mapping[ServicePortName, ServicePort]
+    endpoints: Mapping[ServicePortName, Endpoints]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there are more endpoints than kube-proxy likes to comment on."""
+        return sum(len(self.endpoints.get(name, ())) for name in self.ports) > LARGE_CLUSTER_ENDPOINTS
+
+
+def cluster_of(objects: Iterable[api.Object], family: Family, node_name: str) -> Cluster:
+    """Sort out Services and EndpointSlices, in whatever order, into the cluster of `family`."""
+    ports: dict[ServicePortName, ServicePort] = {}
+    slices: dict[tuple[str, str], list[api.EndpointSlice]] = defaultdict(list)
+    for one in objects:
+        if isinstance(one, api.Service):
+            ports.update((port.name, port) for port in service_ports(one, family))
+        elif isinstance(one, api.EndpointSlice):
+            service = service_of(one)
+            if service is not None:
+                slices[service].append(one)
+    endpoints: dict[ServicePortName, Endpoints] = {}
+    for of_service in slices.values():
+        endpoints.update(merge_slices(of_service, family, node_name))
+    return Cluster({name: ports[name] for name in sorted(ports)}, endpoints)
+
+
+def without_conflicts(cluster: Cluster) -> tuple[Cluster, tuple[Problem, ...]]:
+    """Leave out Services that claim an address and port, or a node port, which another one has already.
+
+    The Service that comes first by name keeps its claim, whatever order the objects came in. The problems
+    name both Services and the field of the one left out.
+    """
+    claims = Claims()
+    for service, ports in _by_service(cluster).items():
+        claims.set(service, ports)
+    broken: dict[Claimant, Problem] = {}
+    for service, problem in _conflicts(cluster, claims):
+        broken.setdefault(service, problem)
+    sound = {name: port for name, port in cluster.ports.items() if (name.namespace, name.name) not in broken}
+    return Cluster(sound, cluster.endpoints), tuple(broken.values())
+
+
+def _by_service(cluster: Cluster) -> dict[Claimant, list[ServicePort]]:
+    services: dict[Claimant, list[ServicePort]] = defaultdict(list)
+    for name, port in cluster.ports.items():
+        services[name.namespace, name.name].append(port)
+    return services
+
+
+def _conflicts(cluster: Cluster, claims: Claims) -> Iterator[tuple[Claimant, Problem]]:
+    for name, port in cluster.ports.items():
+        service = (name.namespace, name.name)
+        for field, claim in claims_of(port):
+            owner = claims.winner(claim)
+            if owner != service:
+                yield service, _conflict(service, owner, field, claim)
+
+
+def _conflict(service: Claimant, owner: Claimant, field: str, claim: Claim) -> Problem:
+    protocol, address, number = claim
+    what = f"{address} port {number}/{protocol}" if address else f"node port {number}/{protocol}"
+    return Problem(
+        subject=f"Service {service[0]}/{service[1]}",
+        path=field,
+        message=f"{what} is already taken by Service {owner[0]}/{owner[1]}",
+    )

@@ -1,0 +1,1 @@
+"""Rulesets, their text, and the tools that carry it to the kernel."""

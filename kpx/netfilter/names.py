@@ -1,0 +1,33 @@
+"""Whose chain is it? Names of the chains that a Service proxy owns."""
+
+OWN = frozenset(
+    {
+        "KUBE-SERVICES",
+        "KUBE-EXTERNAL-SERVICES",
+        "KUBE-NODEPORTS",
+        "KUBE-POSTROUTING",
+        "KUBE-MARK-MASQ",
+        "KUBE-FORWARD",
+        "KUBE-PROXY-FIREWALL",
+        "KUBE-FIREWALL",
+    }
+)
+PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KPX-")
+
+SHARED = frozenset({"KUBE-FIREWALL"})
+
+KUBELET_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+"""Chains that kubelet leaves in the mangle table of the backend that the host uses."""
+
+
+def ours(chain: str) -> bool:
+    """Whether a chain of this name is the proxy's: kube-proxy's names, which kpx uses too, or kpx's own.
+
+    The canaries, KUBE-IPTABLES-HINT and the KUBE-PORTALS-* of the userspace proxy are not ours.
+    """
+    return chain.startswith(PREFIXES) or chain in OWN
+
+
+def shared(chain: str) -> bool:
+    """Whether kubelet writes this chain too: we may fill it, but never delete it."""
+    return chain in SHARED

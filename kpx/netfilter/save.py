@@ -1,0 +1,149 @@
+"""What `iptables-save` prints, as values. Restore payloads are read too."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kpx.errors import KpxError
+
+
+class SaveError(KpxError):
+    """A text that `iptables-save` didn't print; the message starts with the line's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedChain:
+    """One chain as it was found.
+
+    `policy` is None for a chain that somebody made; `packets` and `bytes` count what met the policy.
+    `rules` are the words after `-A CHAIN`, untouched. `counters` holds (packets, bytes) of each rule, or
+    is None if the text (no `-c`) doesn't tell.
+    """
+
+    policy: str | None
+    packets: int
+    bytes: int
+    rules: tuple[str, ...]
+    counters: tuple[tuple[int, int], ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTable:
+    """One table: all its chains, in the text's order, other people's as well."""
+
+    chains: Mapping[str, SavedChain]
+
+
+Saved = Mapping[str, SavedTable]
+"""Tables by name, those that the text names."""
+
+
+class _Chain:
+    """A chain while it is read."""
+
+    __slots__ = ("bytes", "counters", "packets", "policy", "rules")
+
+    def __init__(self, policy: str | None = None, packets: int = 0, size: int = 0) -> None:
+        self.policy = policy
+        self.packets = packets
+        self.bytes = size
+        self.rules: list[str] = []
+        self.counters: list[tuple[int, int]] | None = None  # no list for each of 60,000 chains: collecting costs
+
+    def finished(self) -> SavedChain:
+        counted = self.counters is not None and len(self.counters) == len(self.rules)
+        counters = tuple(self.counters or ()) if counted else None
+        return SavedChain(self.policy, self.packets, self.bytes, tuple(self.rules), counters)
+
+
+LONGEST_RULE = 32_768
+"""Characters, more than iptables can print for one rule; bounds the search for a closing quote."""
+
+_DECLARATION = re.compile(r":(\S+) (\S+)(?: \[(\d+):(\d+)\])?\s*")
+_INSERTION = re.compile(r"-I (\S+) (\d{1,9}) (.*)", re.DOTALL)
+_COUNTERS = re.compile(r"\[(\d+):(\d+)\] ")
+
+
+def parse_save(text: str) -> Saved:
+    """Read the output of `iptables-save` (with or without `-c`, either backend), or a restore payload.
+
+    Sections of one table add up; a chain that somebody made and that is declared again starts empty, as in
+    `iptables-restore --noflush`. A rule of a chain that no line declares makes the chain. A quoted string
+    may hold line ends: iptables-save prints a comment that has one as it is.
+
+    Raises SaveError.
+    """
+    tables: dict[str, dict[str, _Chain]] = {}
+    chains: dict[str, _Chain] | None = None
+    lines = enumerate(text.split("\n"), 1)  # not splitlines(): a comment may hold \x0b, \x85, …
+    for number, line in lines:
+        if not line.strip() or line[0] == "#":
+            continue
+        if line[0] == "*":
+            chains = tables.setdefault(line[1:].rstrip(), {})
+        elif chains is None:
+            raise SaveError(f"line {number}: no table (`*nat`) before: {_short(line)}")
+        elif line[0] == ":":
+            _declare(chains, number, line)
+        elif line[0] == "-" or line[0] == "[":
+            while (line.count('"') & 1 or "\\" in line) and _open_quote(line):
+                following = next(lines, None)
+                if following is None or len(line) > LONGEST_RULE:
+                    raise SaveError(f"line {number}: a quote is never closed: {_short(line)}")
+                line = f"{line}\n{following[1]}"
+            _append(chains, number, line)
+        elif line.rstrip() == "COMMIT":
+            chains = None
+        else:
+            raise SaveError(f"line {number}: not a line of iptables-save: {_short(line)}")
+    return {name: SavedTable({key: c.finished() for key, c in table.items()}) for name, table in tables.items()}
+
+
+def _declare(chains: dict[str, _Chain], number: int, line: str) -> None:
+    match = _DECLARATION.fullmatch(line)
+    if match is None:
+        raise SaveError(f"line {number}: not a chain declaration: {_short(line)}")
+    name, policy, packets, size = match.groups()
+    known = chains.get(name)
+    fresh = _Chain(None if policy == "-" else policy, int(packets or 0), int(size or 0))
+    if known is not None and fresh.policy is not None:
+        fresh.rules, fresh.counters = known.rules, known.counters
+    chains[name] = fresh
+
+
+def _append(chains: dict[str, _Chain], number: int, line: str) -> None:
+    counted = None
+    if line[0] == "[":
+        counted = _COUNTERS.match(line)
+        if counted is not None:
+            line = line[counted.end() :]
+    if not line.startswith("-A "):
+        _insert(chains, number, line)
+        return
+    name, _, rule = line[3:].partition(" ")
+    chain = chains.get(name)
+    if chain is None:
+        chain = chains[name] = _Chain()
+    chain.rules.append(rule)
+    if counted is not None:
+        if chain.counters is None:
+            chain.counters = []
+        chain.counters.append((int(counted[1]), int(counted[2])))
+
+
+def _insert(chains: dict[str, _Chain], number: int, line: str) -> None:
+    """Read `-I CHAIN position rule`, which only restore payloads have: there, jumps come before other rules."""
+    match = _INSERTION.fullmatch(line)
+    chain = chains.setdefault(match[1], _Chain()) if match else None
+    if match is None or chain is None or not 1 <= int(match[2]) <= len(chain.rules) + 1:
+        raise SaveError(f"line {number}: iptables-save prints rules as `-A CHAIN …`, not: {_short(line)}")
+    chain.rules.insert(int(match[2]) - 1, match[3])
+
+
+def _open_quote(line: str) -> bool:
+    """Whether a double-quoted string is still open at the end of the line."""
+    return re.fullmatch(r'(?:[^"]|"(?:[^"\\]|\\.)*")*', line, re.DOTALL) is None
+
+
+def _short(line: str, limit: int = 100) -> str:
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,237 @@
+"""The iptables processes. Nothing else in kpx starts one.
+
+What the tools (1.8.9) say of a payload that they refuse, found by experiment; line numbers count from 1 over
+the whole payload:
+
+- What the tool's parser refuses (unknown match or option, bad value, name too long, unknown table) comes as
+  `Error occurred at line: N` on both backends, with N the line itself.
+- What needs the table's state (`-D` of a rule that is not there, `-I` or `-D` beyond the end, a command on a
+  missing chain) comes as `line N failed`, with N the line itself; the legacy backend gives no reason.
+- A jump to a chain that isn't there: the legacy tool calls it a target that can't be loaded, at the line
+  itself; nft-restore gives the line of COMMIT, but names the chain, so the line is looked up here.
+- What the kernel refuses: nft-restore prints `line N: RULE_APPEND failed (reason)` for every command refused,
+  N the line itself (a loop of jumps is reported at several lines). The legacy kernel takes or refuses the
+  table as a whole: `line N failed`, N being that of COMMIT.
+- A quote that isn't closed is no error: both tools drop the rest of the line, target included, so
+  `kpx.netfilter.restore.payload` refuses it. A text longer than the kernel's field is cut without a word.
+- `-w` is taken and ignored by nft-restore: the nft backend has no lock, the kernel's transactions do that work.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+from kpx.errors import KpxError
+from kpx.family import Family
+
+SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+class Backend(StrEnum):
+    """The kernel interface that an iptables binary speaks; the host has to keep to one."""
+
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
+class RestoreError(KpxError):
+    """`iptables-restore` refused a payload.
+
+    Sections before the one that failed are in the kernel, the one that failed and those after it are not.
+    `command` is the command line, `stderr` what it said; `line_number` counts from 1 in the payload, `line` is
+    that line and `table` the one it belongs to: None where the tool doesn't tell. `line` is `COMMIT` if the
+    kernel refused a section as a whole without saying why (legacy backend).
+    """
+
+    def __init__(self, command: Sequence[str], stderr: str, payload: str) -> None:
+        self.command = " ".join(command)
+        self.stderr = stderr.strip()
+        lines = payload.split("\n")
+        self.line_number = failed_line(self.stderr, lines)
+        self.line = lines[self.line_number - 1] if self.line_number is not None else None
+        self.table = _table_at(lines, self.line_number)
+        whole = " (the kernel refused the section as a whole)" if self.line == "COMMIT" else ""
+        super().__init__("\n".join([f"{self.command}: {_reason(self.stderr)}{whole}", *self._excerpt(lines)]))
+
+    def _excerpt(self, lines: list[str], around: int = 2) -> list[str]:
+        if self.line_number is None:
+            return []
+        at = self.line_number
+        numbers = range(max(1, at - around), min(len(lines), at + around) + 1)
+        shown = (f"{'>' if n == at else ' '} {n:>6}  {lines[n - 1]}" for n in numbers if lines[n - 1])
+        return [f"  table {self.table}:" if self.table else "  payload:", *shown]
+
+
+_LINE = (
+    re.compile(r"^Error occurred at line: (\d+)", re.MULTILINE),
+    re.compile(r"^(?:\S+ v\S+ \(\w+\): )?line (\d+): [A-Z_]+ failed", re.MULTILINE),
+    re.compile(r"^\S+: line (\d+) failed", re.MULTILINE),
+    re.compile(r" line (\d+): Bad policy name", re.MULTILINE),
+    re.compile(r"^\S+: COMMIT expected at line (\d+)", re.MULTILINE),
+)
+_NO_CHAIN = re.compile(r"Chain '(\S+)' does not exist")
+
+
+def failed_line(stderr: str, lines: Sequence[str]) -> int | None:
+    """The number, from 1, of the payload line that the tool complains about; None if it names none."""
+    found = next((match for match in (line.search(stderr) for line in _LINE) if match), None)
+    if found is None or not 1 <= int(found[1]) <= len(lines):
+        return None
+    number = int(found[1])
+    missing = _NO_CHAIN.search(stderr)
+    if missing and lines[number - 1] == "COMMIT":
+        jump = re.compile(rf" -[jg] {re.escape(missing[1])}(?: |$)")
+        return next((n for n in _section_before(lines, number) if jump.search(lines[n - 1])), number)
+    return number
+
+
+def _section_before(lines: Sequence[str], number: int) -> range:
+    """The numbers of the lines of the section that a COMMIT line ends."""
+    start = number
+    while start > 1 and not lines[start - 1].startswith("*"):
+        start -= 1
+    return range(start, number)
+
+
+def _table_at(lines: Sequence[str], number: int | None) -> str | None:
+    before = reversed(lines[:number]) if number is not None else ()
+    return next((line[1:] for line in before if line.startswith("*")), None)
+
+
+def _reason(stderr: str) -> str:
+    """What the tool said, in one line, without its remarks and its advice to read the manual."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith(("#", "Try `"))]
+    return "; ".join(lines) or "failed without a word"
+
+
+Recording = Callable[[Family], AbstractContextManager[Callable[[int], None]]]
+"""Makes a context to run a restore in; what it yields takes the pid of the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """iptables of one backend and family, in the network namespace of this process.
+
+    `wait` is how many seconds to wait for the legacy backend's lock, `timeout` how many a process may take.
+    `recording`, if given, surrounds each restore and is told the pid of its process. Every method raises KpxError
+    if the binary is missing, fails or takes too long.
+    """
+
+    backend: Backend
+    family: Family
+    wait: int = 5
+    timeout: float = 300.0
+    recording: Recording | None = None
+
+    def save(self, table: str | None = None, counters: bool = False) -> str:
+        """What iptables-save prints: of one table, or of all; with `-c` if counters are wanted.
+
+        A legacy table that the kernel doesn't have yet gives an empty text; to ask for it would create it.
+        """
+        if self.backend is Backend.LEGACY and table is not None and table not in legacy_tables(self.family):
+            return ""
+        command = [self._binary("-save"), *(["-c"] if counters else []), *(["-t", table] if table else [])]
+        text = self._run(command)
+        for name in (table,) if table else ("filter", "nat"):
+            if f"# Table `{name}' is incompatible" in text:
+                raise KpxError(f"{command[0]}: table {name} holds rules of nft that iptables can't read")
+        return text
+
+    def restore(self, payload: str) -> None:
+        """Feed a payload to `iptables-restore --noflush`.
+
+        Raises RestoreError if the tool refuses it.
+        """
+        command = [self._binary("-restore"), "--noflush", "-w", str(self.wait)]
+        with self.recording(self.family) if self.recording else nullcontext() as started:
+            self._run(command, payload, started)
+
+    def version(self) -> str:
+        """The version, as `1.8.9`."""
+        return self._run([self._binary(""), "-V"]).split()[1].removeprefix("v")
+
+    def _binary(self, suffix: str) -> str:
+        found = binary(self.backend, self.family, suffix)
+        if found is None:
+            name = f"{_program(self.family)}-{self.backend}{suffix}"
+            raise KpxError(f"{name} not found: install the package iptables (Debian, Ubuntu) or set PATH")
+        return found
+
+    def _run(self, command: list[str], payload: str = "", started: Callable[[int], None] | None = None) -> str:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+            )
+        except OSError as error:
+            raise KpxError(f"{command[0]}: {error.strerror}") from error
+        with process:
+            if started:
+                started(process.pid)
+            try:
+                stdout, stderr = process.communicate(payload.encode(errors="surrogateescape"), self.timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s") from None
+        said = stderr.decode(errors="replace")
+        if process.returncode != 0:
+            if payload:
+                raise RestoreError(command, said, payload)
+            raise KpxError(f"{' '.join(command)}: {_reason(said)}")
+        return stdout.decode(errors="surrogateescape")
+
+
+def _program(family: Family) -> str:
+    return "iptables" if family is Family.IPV4 else "ip6tables"
+
+
+def binary(backend: Backend, family: Family, suffix: str = "") -> str | None:
+    """The name of the tool to start (`iptables-nft-restore` for the suffix `-restore`); None without one.
+
+    Hosts without the names that tell the backend have plain `iptables`, which says its backend when asked.
+    """
+    program, path = _program(family), _environment()["PATH"]
+    special = f"{program}-{backend}{suffix}"
+    if shutil.which(special, path=path):
+        return special
+    plain = f"{program}{suffix}"
+    return plain if shutil.which(plain, path=path) and plain_backend() is backend else None
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, but in English, and with the folders of programs for root, which users lack."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *SBIN])
+    return os.environ | {"LC_ALL": "C", "PATH": path}
+
+
+@cache
+def plain_backend() -> Backend | None:
+    """What `iptables -V` calls its backend; None without iptables."""
+    try:
+        done = subprocess.run(
+            ["iptables", "-V"], capture_output=True, text=True, timeout=10, env=_environment(), check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return Backend.NFT if "(nf_tables)" in done.stdout else Backend.LEGACY
+
+
+def legacy_tables(family: Family) -> tuple[str, ...]:
+    """The legacy tables that exist in this network namespace. Looking creates none."""
+    path = Path("/proc/net/ip_tables_names" if family is Family.IPV4 else "/proc/net/ip6_tables_names")
+    try:
+        return tuple(path.read_text().split())
+    except FileNotFoundError:
+        return ()
+    except PermissionError as error:
+        raise KpxError(f"{path}: only root may read it") from error

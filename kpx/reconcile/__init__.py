@@ -1,0 +1,1 @@
+"""Desired minus live: plans of the smallest change, and applying them."""

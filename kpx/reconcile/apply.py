@@ -1,0 +1,137 @@
+"""Bring the kernel to the desired ruleset: read, plan, restore. The reconciler's rim."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kpx.errors import KpxError
+from kpx.netfilter import legacy
+from kpx.netfilter.names import ours
+from kpx.netfilter.restore import payload
+from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
+from kpx.netfilter.save import Saved, SavedChain, SavedTable, parse_save
+from kpx.netfilter.tools import Backend, RestoreError, Tools
+from kpx.reconcile.edit import Edit
+from kpx.reconcile.owners import Owners
+from kpx.reconcile.phases import NFT_CHAINS, transactions
+from kpx.reconcile.plan import Plan, make_plan, make_removal_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an apply did.
+
+    `restores` counts runs of `iptables-restore`, `lines` what they were sent, `plan` is what had to change.
+    `held` names stale chains that had to stay, `failed` the service ports that keep their old rules, with the
+    reason.
+    """
+
+    restores: int = 0
+    lines: int = 0
+    plan: Plan = field(default_factory=Plan)
+    held: tuple[tuple[TableName, str], ...] = ()
+    failed: Mapping[str, KpxError] = field(default_factory=dict)
+
+
+def read_live(tools: Tools, tables: Iterable[str] = TABLES) -> Saved:
+    """The live tables of one family, by name.
+
+    On the legacy backend the chains are looked at in-process first: a table without any of ours, as on a new node,
+    need not be read in full, because nothing in it has to change but what is added.
+    """
+    saved: dict[str, SavedTable] = dict(_clear_tables(tools)) if tools.backend is Backend.LEGACY else {}
+    for table in tables:
+        if table not in saved:
+            saved.update(parse_save(tools.save(table)))
+    return saved
+
+
+def _clear_tables(tools: Tools) -> Iterator[tuple[str, SavedTable]]:
+    """The legacy tables that hold no chain of ours, and so no jump to one either; foreign rules are left out."""
+    for name, found in legacy.survey(tools.family, tools.backend).items():
+        if not any(ours(chain) for chain in found.chains):
+            chains = {
+                chain: SavedChain(one.policy, one.packets, one.bytes, (), None) for chain, one in found.chains.items()
+            }
+            yield name, SavedTable(chains)
+
+
+def apply(desired: Ruleset, tools: Tools) -> Outcome:
+    """Make the kernel hold `desired`, with the smallest change; nothing is run if it does already.
+
+    A service port whose rules are refused keeps the old ones and is named in the outcome, while all others are
+    applied. Raises RestoreError if the refused rules belong to no service port.
+    """
+    return _Applying(desired, tools).run()
+
+
+def remove(tools: Tools) -> Outcome:
+    """Remove every chain and jump of ours, and nothing else."""
+    live = read_live(tools, (*TABLES, "mangle"))
+    nothing = Ruleset(tools.family, {})
+    return _Applying(nothing, tools).restore(make_removal_plan(tools.family, live))
+
+
+def payload_of(edits: Iterable[Edit], tools: Tools) -> str:
+    """What to feed `tools.restore` to carry out `edits`; empty if there is nothing to do.
+
+    The legacy kernel copies the whole table for each transaction, so there it is one.
+    """
+    return payload(transactions(filter(None, edits), NFT_CHAINS if tools.backend is Backend.NFT else 0))
+
+
+class _Applying:
+    """One apply: tries everything at once, then narrows down what is refused."""
+
+    def __init__(self, desired: Ruleset, tools: Tools) -> None:
+        self.desired, self.tools = desired, tools
+        self.failed: dict[str, KpxError] = {}
+        self.restores = self.lines = 0
+
+    def run(self) -> Outcome:
+        live = read_live(self.tools)
+        plan = make_plan(self.desired, live)
+        try:
+            return self.restore(plan)
+        except RestoreError as error:
+            owners = Owners(self.desired, live)
+            self._settle(owners.of_edits(plan.edits), error, owners)
+        return Outcome(self.restores, self.lines, plan, plan.held, self.failed)
+
+    def restore(self, plan: Plan) -> Outcome:
+        self._run(plan.edits)
+        return Outcome(self.restores, self.lines, plan, plan.held)
+
+    def _settle(self, wanted: frozenset[str], error: RestoreError, owners: Owners) -> None:
+        """Apply what can be applied of the service ports `wanted`, which together failed with `error`.
+
+        Mostly the tools name the refused line, and with it the service port. Where they don't, halves are tried.
+        """
+        suspect = owners.of_line(error.line or "")
+        if suspect is None and len(wanted) == 1:
+            (suspect,) = wanted
+        if suspect in wanted:
+            self.failed[suspect] = error
+            self._try(wanted - {suspect}, owners)
+        elif not wanted:
+            raise error
+        else:
+            self._try(frozenset(), owners)  # if this fails, no service port is to blame
+            ordered = sorted(wanted)
+            middle = len(ordered) // 2
+            self._try(frozenset(ordered[:middle]), owners)
+            self._try(frozenset(ordered[middle:]), owners)
+
+    def _try(self, wanted: frozenset[str], owners: Owners) -> None:
+        # Transactions before a refused one went through: every try starts from what the kernel holds now.
+        plan = make_plan(self.desired, read_live(self.tools))
+        try:
+            self._run(owners.part(plan.edits, wanted))
+        except RestoreError as error:
+            self._settle(wanted, error, owners)
+
+    def _run(self, edits: Iterable[Edit]) -> None:
+        text = payload_of(edits, self.tools)
+        if text:
+            self.restores += 1
+            self.lines += text.count("\n")
+            self.tools.restore(text)

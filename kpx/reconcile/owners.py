@@ -1,0 +1,48 @@
+"""Which part of a plan belongs to which service port. Pure."""
+
+from collections.abc import Iterable, Iterator
+
+from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
+from kpx.netfilter.ruleset import TABLES, Ruleset
+from kpx.netfilter.save import Saved
+from kpx.reconcile.edit import Edit
+
+
+class Owners:
+    """The service ports (`namespace/name:port`) behind the chains and rules of a desired and a live ruleset."""
+
+    def __init__(self, desired: Ruleset, live: Saved) -> None:
+        self._chains: dict[str, str] = {}
+        for table in TABLES:
+            if table in live:
+                self._chains |= chain_owners({name: one.rules for name, one in live[table].chains.items()})
+        for table in TABLES:
+            if table in desired.tables:
+                self._chains |= chain_owners(desired.tables[table].chains)
+
+    def of(self, chain: str, rule: str = "") -> str | None:
+        """The service port that a rule of `chain` belongs to; None if it is there for all."""
+        return self._chains.get(chain) if is_own_chain(chain) else rule_owner(rule)
+
+    def of_line(self, line: str) -> str | None:
+        """The service port that a command of a payload (`-A CHAIN rule`) belongs to."""
+        _, _, rest = line.partition(" ")
+        chain, _, rule = rest.partition(" ")
+        return self.of(chain, rule)
+
+    def of_edits(self, edits: Iterable[Edit]) -> frozenset[str]:
+        """Every service port that `edits` concern."""
+        owners = {self.of(edit.chain, rule) for edit in edits for rule in edit.rules()}
+        return frozenset(owner for owner in owners if owner)
+
+    def part(self, edits: Iterable[Edit], wanted: frozenset[str]) -> Iterator[Edit]:
+        """What of `edits` concerns the service ports `wanted`, or none in particular."""
+        for edit in edits:
+            if edit.separable:
+                yield edit.keeping(rule for rule in edit.rules() if self._is_in(wanted, edit.chain, rule))
+            elif self._is_in(wanted, edit.chain):
+                yield edit
+
+    def _is_in(self, wanted: frozenset[str], chain: str, rule: str = "") -> bool:
+        owner = self.of(chain, rule)
+        return owner is None or owner in wanted

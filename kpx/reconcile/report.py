@@ -1,0 +1,60 @@
+"""Differences as operators read them: per Service, what is missing, extra or changed. Pure."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kpx.netfilter.rule import comment_of, target_of
+from kpx.netfilter.ruleset import TableName
+from kpx.reconcile.edit import Edit, Step
+from kpx.reconcile.owners import Owners
+
+Kind = Literal["missing", "extra", "changed"]
+
+FRAME = "(all Services)"
+"""Stands for the owner of rules that belong to no Service in particular."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One rule that is not as desired. `live` is empty if it is missing, `desired` if it is extra.
+
+    A chain that should be there and is empty, or is there and should not be, is told by an empty rule on both
+    sides.
+    """
+
+    kind: Kind
+    table: TableName
+    chain: str
+    live: str = ""
+    desired: str = ""
+
+
+def differences(edits: Sequence[Edit], owners: Owners) -> Mapping[str, Sequence[Difference]]:
+    """What `edits` would change, by service port (`namespace/name:port`), sorted; `FRAME` comes first."""
+    found: dict[str, list[Difference]] = defaultdict(list)
+    for edit in edits:
+        for one in _of_edit(edit):
+            found[owners.of(edit.chain, one.desired or one.live) or FRAME].append(one)
+    return {owner: found[owner] for owner in sorted(found)}
+
+
+def _of_edit(edit: Edit) -> Iterator[Difference]:
+    gone, come = list(edit.removed), [one.rule for one in edit.added]
+    for rule in list(come):
+        twin = next((old for old in gone if _same_purpose(old, rule)), None)
+        if twin is not None:
+            gone.remove(twin)
+            come.remove(rule)
+            yield Difference("changed", edit.table, edit.chain, twin, rule)
+    yield from (Difference("extra", edit.table, edit.chain, live=rule) for rule in gone)
+    yield from (Difference("missing", edit.table, edit.chain, desired=rule) for rule in come)
+    if not (edit.removed or edit.added):
+        kind: Kind = "extra" if edit.step is Step.DELETE else "missing"
+        yield Difference(kind, edit.table, edit.chain)
+
+
+def _same_purpose(old: str, new: str) -> bool:
+    """Whether one rule took the other's place: same comment, and same target or a comment that tells it all."""
+    return target_of(old) == target_of(new) and comment_of(old) == comment_of(new)

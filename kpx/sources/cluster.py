@@ -1,0 +1,49 @@
+"""Objects from the API server: Services, their EndpointSlices, this node."""
+
+import asyncio
+from collections.abc import Callable
+
+from kpx.sources.connection import Connection
+from kpx.sources.events import Sink
+from kpx.sources.mirror import Mirror
+from kpx.sources.reflector import Pace, Reflector, Resource
+
+# Headless Services have no rules, and others' Services are others' business; slices inherit these labels.
+_OURS = {"labelSelector": "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"}
+_SERVICES = Resource("Service", "/api/v1/services", _OURS, page=500)
+# A slice may hold a hundred endpoints, 30 kB: a page has to be decoded in one go.
+_SLICES = Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", _OURS, page=100)
+
+
+def _node(name: str) -> Resource:
+    return Resource("Node", "/api/v1/nodes", {"fieldSelector": f"metadata.name={name}"}, page=500)
+
+
+class ClusterSource:
+    """A `Source`: lists, then watches, forever.
+
+    `on_restart(kind, reason)` is called whenever a watch or a list has to be started again. `reason` is one of
+    ended (its time was over), stalled, dropped, unreachable, timeout, garbage; expired (410), throttled (429),
+    unauthorized (401), forbidden (403), failed (5xx), refused (other statuses); credentials (we have none), rewound
+    (resourceVersions went back). A node that doesn't exist is complete without an object.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        node_name: str,
+        on_restart: Callable[[str, str], None],
+        pace: Pace | None = None,
+    ) -> None:
+        self._connection = connection
+        self._resources = (_SERVICES, _SLICES, _node(node_name))
+        self._on_restart = on_restart
+        self._pace = pace or Pace()
+
+    async def run(self, sink: Sink) -> None:
+        """Tell everything there is, then every change, until cancelled. The connection stays open."""
+        async with asyncio.TaskGroup() as group:
+            for resource in self._resources:
+                mirror = Mirror(resource.kind, sink)
+                reflector = Reflector(self._connection, resource, mirror, self._on_restart, self._pace)
+                group.create_task(reflector.run(), name=f"reflect {resource.kind}")

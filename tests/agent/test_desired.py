@@ -1,0 +1,84 @@
+"""The incremental path against the whole: after any changes, in any order, both lead to the same kernel."""
+
+from itertools import islice
+
+import pytest
+
+from kpx.agent.desired import Desired
+from kpx.agent.store import Store
+from kpx.api import KubeProxyConfiguration, Object, parse_object
+from kpx.compiler.compile import Layout, Target, compile_sound
+from kpx.family import Family
+from kpx.netfilter.save import parse_save
+from kpx.netfilter.tools import Backend, Tools
+from kpx.reconcile.apply import payload_of
+from kpx.reconcile.plan import make_plan
+from kpx.sources.events import Event, Gone, Put
+from tests.apiserver import churn, node_objects
+from tests.apiserver.churn import Change
+from tests.kernel import BACKENDS, FAMILIES, Namespace, needs_kernel
+
+NODE = "node-0"
+CONFIG = KubeProxyConfiguration()
+
+
+def event_of(change: Change) -> Event:
+    metadata = change.obj["metadata"]
+    if change.verb == "delete":
+        return Gone(change.obj["kind"], metadata.get("namespace", ""), metadata["name"])
+    return Put(parse_object(change.obj["kind"], change.obj))
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_desired_equals_a_fresh_compile_after_every_change(seed: int, family: Family, layout: Layout) -> None:
+    store = Store(NODE)
+    node = parse_object("Node", node_objects(1)[0])
+    store.take(Put(node))
+    target = Target(NODE, family, layout)
+    desired = Desired(store, CONFIG, target)
+    objects: dict[tuple[str, str, str], Object] = {}
+    for number, change in enumerate(islice(churn(seed, services=60), 500)):
+        event = event_of(change)
+        metadata = change.obj["metadata"]
+        key = (change.obj["kind"], metadata["namespace"], metadata["name"])
+        if isinstance(event, Put):
+            objects[key] = event.object
+        else:
+            objects.pop(key, None)
+        desired.refresh(store.take(event))
+        if number % 20 == 0:
+            whole, _ = compile_sound([node, *objects.values()], CONFIG, target)
+            assert desired.ruleset() == whole
+
+
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(2))
+def test_edits_lead_the_kernel_to_what_a_fresh_compile_wants(
+    seed: int, family: Family, backend: Backend, layout: Layout, namespace: Namespace
+) -> None:
+    store = Store(NODE)
+    store.take(Put(parse_object("Node", node_objects(1)[0])))
+    target, tools = Target(NODE, family, layout), Tools(backend, family)
+    desired = Desired(store, CONFIG, target)
+    first = make_plan(desired.ruleset(), {}).edits
+    namespace.restore(backend, family, payload_of(first, tools))
+    for change in islice(churn(seed, services=60), 400):
+        edits = desired.refresh(store.take(event_of(change)))
+        if edits:
+            namespace.restore(backend, family, payload_of(edits, tools))
+    live = parse_save(namespace.save(backend, family))
+    assert not make_plan(desired.ruleset(), live)
+    objects = [
+        store.node,
+        *store.services.values(),
+        *(one for key in sorted(store.keys()) for one in store.slices(key)),
+    ]
+    whole, problems = compile_sound([one for one in objects if one], CONFIG, target)
+    assert problems == ()
+    assert not make_plan(whole, live)

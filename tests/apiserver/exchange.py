@@ -1,0 +1,228 @@
+"""One request and its answer: authentication, authorisation, then a read, a list or a watch."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+from . import refusals
+from .access import ANONYMOUS, allowed
+from .faults import BODY, REQUEST
+from .listing import list_page
+from .options import Options, check_list, check_watch, is_watch, read_options
+from .refusals import RefusalError
+from .resources import Resource, Target, locate
+from .sabotage import compact, forever, pad
+from .state import OpenWatch, State
+from .watching import Watch, error_line
+from .wire import Connection, Request, gzipped, head
+
+_GZIP_FROM = 128 * 1024
+_CHUNKED_FROM = 2048
+_VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}
+_HEALTH = ("/healthz", "/livez", "/readyz")
+_REQUEST_REFUSALS = {
+    "internal": refusals.internal_error,
+    "unavailable": refusals.unavailable,
+    "timeout": refusals.timed_out,
+}
+
+
+class Exchange:
+    """Answers one request on a connection. Ends by ConnectionAbortedError where a fault ends the connection."""
+
+    def __init__(self, state: State, connection: Connection, request: Request) -> None:
+        self._state = state
+        self._connection = connection
+        self._request = request
+        state.arrivals += 1
+        self._arrival = state.arrivals
+        self._fault = ""
+
+    async def run(self) -> None:
+        try:
+            await self._answer()
+        except RefusalError as refusal:
+            extra = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
+            await self._send_json(refusal.code, refusal.status, extra)
+        finally:
+            self._connection.rate = None
+
+    async def _answer(self) -> None:
+        request, state = self._request, self._state
+        target = locate(request.path)
+        verb = target.verb(request.method, is_watch(request.query)) if target else ""
+        state.request_counts[f"{verb} {target.plural}" if target else request.path] += 1
+        user = state.credentials.user(request.headers.get("authorization", ""), self._connection.certified)
+        if user is None:
+            raise refusals.unauthorized()
+        if target is None:
+            await self._answer_plain_path()
+            return
+        await self._request_fault(verb, target)
+        self._authorize(user, verb, target)
+        if target.resource is None:
+            raise refusals.no_such_path()
+        if verb not in ("get", "list", "watch") or request.method != "GET":
+            raise refusals.method_not_allowed()
+        if not _takes_json(request.headers.get("accept", "*/*")):
+            raise refusals.not_acceptable()
+        await self._read(verb, target, target.resource)
+
+    async def _answer_plain_path(self) -> None:
+        if self._request.path == "/version":
+            await self._send_json(200, compact(_VERSION))
+        elif self._request.path in _HEALTH:
+            await self._send_whole(200, b"ok", {"Content-Type": "text/plain; charset=utf-8"})
+        else:
+            raise refusals.no_such_path()
+
+    async def _request_fault(self, verb: str, target: Target) -> None:
+        """Refuse, reset or fall silent now; what strikes later (hold, a watch's gone) is remembered."""
+        dice = self._state.dice
+        self._fault = dice.strike(REQUEST, verb, target.plural)
+        match self._fault:
+            case "throttle":
+                raise refusals.too_many_requests(dice.faults.retry_after)
+            case "gone" if verb != "watch":
+                raise refusals.expired("The resourceVersion for the provided list is too old.")
+            case "reset":
+                self._connection.abort(reset=True)
+                raise ConnectionAbortedError
+            case "mute":
+                await forever()
+            case "internal" | "unavailable" | "timeout":
+                raise _REQUEST_REFUSALS[self._fault]()
+
+    def _authorize(self, user: str, verb: str, target: Target) -> None:
+        name = target.name or _asked_name(self._request.query.get("fieldSelector", ""))
+        group, plural = target.group, target.plural
+        if user == ANONYMOUS or not allowed(self._state.promises.rules, verb, group, plural, name):
+            raise refusals.forbidden(user, verb, group, plural, target.namespace, target.name)
+
+    async def _read(self, verb: str, target: Target, resource: Resource) -> None:
+        options = read_options(resource, target.namespace, self._request.query)
+        if verb == "watch":
+            await self._watch(resource, options)
+            return
+        if options.match != "Exact" and not await self._state.fresh(options.version or 0):
+            raise refusals.too_large_version(options.version or 0, self._state.store.version)
+        if verb == "list":
+            await self._list(resource, options)
+        else:
+            await self._get(resource, target)
+
+    async def _get(self, resource: Resource, target: Target) -> None:
+        stored = self._state.store.find(resource, target.namespace, target.name)
+        if stored is None:
+            raise refusals.not_found(target.group, target.plural, target.name)
+        await self._send_objects("get", resource, b"", [stored.whole], b"")
+
+    async def _list(self, resource: Resource, options: Options) -> None:
+        check_list(options)
+        page = list_page(self._state.store, resource, options)
+        items = [stored.item for stored in page.entries]
+        await self._send_objects("list", resource, page.preamble(resource), items, b"]}")
+
+    async def _watch(self, resource: Resource, options: Options) -> None:
+        promises = self._state.promises
+        check_watch(options, promises.watch_list, promises.watch_list_refusal)
+        since = self._request.query.get("resourceVersion", "")
+        opened = OpenWatch(resource, options.wanted.namespace, since, self._arrival, self._connection)
+        watch = Watch(self._state, opened, options)
+        try:
+            if self._fault == "gone":
+                raise refusals.expired("too old resource version: injected")
+            await watch.begin()
+        except RefusalError as refusal:
+            await self._refuse_watch(refusal)
+            return
+        await self._hold("watch", resource)
+        await self._begin_chunked(200, {"Content-Type": "application/json"})
+        await watch.run()
+        await self._connection.end_chunks()
+
+    async def _refuse_watch(self, refusal: RefusalError) -> None:
+        """The watch cache says no inside of a 200 answer; other servers say it at once."""
+        if self._state.promises.gone_as_status:
+            raise refusal
+        await self._begin_chunked(200, {"Content-Type": "application/json"})
+        await self._connection.chunk(error_line(refusal))
+        await self._connection.end_chunks()
+
+    async def _send_objects(
+        self, verb: str, resource: Resource, start: bytes, items: Sequence[bytes], end: bytes
+    ) -> None:
+        """Send `start`, the items with commas between, `end`; or what a fault makes of that."""
+        await self._hold(verb, resource)
+        dice = self._state.dice
+        fault = dice.strike(BODY, verb, resource.plural)
+        if fault == "oversize" and items:
+            items = _with_padding(items, dice.random.randrange(len(items)), dice.faults.oversize_bytes)
+        body = b"".join((start, b",".join(items), end))
+        if fault == "truncate":
+            body = body[: len(body) // 2]
+        if fault == "drip":
+            self._connection.rate = dice.faults.drip_rate
+        await self._send_json(200, body, cut=fault == "cut")
+        self._state.note_answer(verb, resource, self._arrival)
+
+    async def _hold(self, verb: str, resource: Resource) -> None:
+        if self._fault == "hold":
+            await self._state.overtaken(verb, resource, self._arrival)
+
+    async def _send_json(self, code: int, body: bytes, extra: dict[str, str] | None = None, cut: bool = False) -> None:
+        """Send JSON: gzipped if it is large and that is wished, chunked unless it is small."""
+        headers = {"Content-Type": "application/json", **(extra or {})}
+        if len(body) > _GZIP_FROM:
+            headers["Vary"] = "Accept-Encoding"
+            if "gzip" in self._request.headers.get("accept-encoding", ""):
+                headers["Content-Encoding"] = "gzip"
+                body = await asyncio.to_thread(gzipped, body)
+        if cut:
+            await self._send_half(code, body, headers)
+        elif len(body) < _CHUNKED_FROM:
+            await self._send_whole(code, body, headers)
+        else:
+            await self._begin_chunked(code, headers)
+            await self._connection.chunk(body)
+            await self._connection.end_chunks()
+
+    async def _send_whole(self, code: int, body: bytes, headers: dict[str, str]) -> None:
+        self._state.answer_counts[code] += 1
+        await self._connection.send(head(code, {**headers, "Content-Length": str(len(body))}) + body)
+
+    async def _begin_chunked(self, code: int, headers: dict[str, str]) -> None:
+        self._state.answer_counts[code] += 1
+        await self._connection.send(head(code, {**headers, "Transfer-Encoding": "chunked"}))
+
+    async def _send_half(self, code: int, body: bytes, headers: dict[str, str]) -> None:
+        await self._begin_chunked(code, headers)
+        await self._connection.send(b"%x\r\n%b" % (len(body), body[: len(body) // 2]))
+        await asyncio.sleep(0.02)  # so that the client has read what came before
+        self._connection.abort(reset=False)
+        raise ConnectionAbortedError
+
+
+def _with_padding(items: Sequence[bytes], index: int, size: int) -> list[bytes]:
+    obj = json.loads(items[index])
+    pad(obj, size)
+    return [*items[:index], compact(obj), *items[index + 1 :]]
+
+
+def _asked_name(field_selector: str) -> str:
+    """The name that a request is narrowed to, for rules with names."""
+    for term in field_selector.split(","):
+        path, _, name = term.replace("==", "=").partition("=")
+        if path == "metadata.name":
+            return name
+    return ""
+
+
+def _takes_json(accept: str) -> bool:
+    """Whether plain JSON is among the accepted media types; JSON as a Table isn't plain."""
+    for choice in accept.split(","):
+        media, *parameters = (part.strip() for part in choice.split(";"))
+        plain = not any(parameter.startswith("as=") for parameter in parameters)
+        if plain and media in ("application/json", "application/*", "*/*"):
+            return True
+    return False

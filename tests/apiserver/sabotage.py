@@ -1,0 +1,115 @@
+"""What each fault does to one line of a watch; the methods have the faults' names."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from . import refusals
+from .faults import DELIVERY, Dice
+from .resources import Object
+from .state import OpenWatch
+from .wire import Connection
+
+PADDING = "test.invalid/padding"
+SendLine = Callable[[bytes], Awaitable[None]]
+
+
+class StreamEndError(Exception):
+    """The answer ends here, cleanly."""
+
+
+class Sabotage:
+    """Sends lines of a watch the wrong way. `send` is the right way."""
+
+    def __init__(self, watch: OpenWatch, dice: Dice, send: SendLine) -> None:
+        self._watch = watch
+        self._dice = dice
+        self._send = send
+
+    @property
+    def _connection(self) -> Connection:
+        return self._watch.connection
+
+    async def strike(self, fault: str, line: bytes) -> None:
+        """Do what `fault` (one of DELIVERY) does. May raise StreamEndError or RefusalError, or never return."""
+        assert fault in DELIVERY
+        act: SendLine = getattr(self, fault)
+        await act(line)
+
+    async def drip(self, line: bytes) -> None:
+        self._connection.rate = self._dice.faults.drip_rate
+        await self._send(line)
+
+    async def oversize(self, line: bytes) -> None:
+        event = json.loads(line)
+        pad(event["object"], self._dice.faults.oversize_bytes)
+        await self._send(compact(event) + b"\n")
+
+    async def drop_mid_line(self, line: bytes) -> None:
+        await self._connection.send(b"%x\r\n%b" % (len(line), line[: len(line) // 2]))
+        await self._hang_up()
+
+    async def drop(self, line: bytes) -> None:
+        await self._send(line)
+        await self._hang_up()
+
+    async def end(self, line: bytes) -> None:
+        await self._send(line)
+        raise StreamEndError
+
+    async def stall(self, line: bytes) -> None:
+        self._watch.stalled = True
+        await forever()
+
+    async def blackhole(self, line: bytes) -> None:
+        self._connection.blackhole()
+        await self.stall(line)
+
+    async def freeze(self, line: bytes) -> None:
+        await asyncio.sleep(self._dice.faults.freeze_seconds)
+        await self._send(line)
+
+    async def garbage(self, line: bytes) -> None:
+        await self._connection.chunk(b'\x00\xff}{"type":"ADDED" nonsense\n')
+        await self._send(line)
+
+    async def truncate_line(self, line: bytes) -> None:
+        await self._connection.chunk(line[: len(line) // 2] + b"\n")
+
+    async def duplicate(self, line: bytes) -> None:
+        await self._send(line)
+        await self._send(line)
+
+    async def split(self, line: bytes) -> None:
+        third = len(line) // 3 + 1
+        for start in range(0, len(line), third):
+            await self._connection.chunk(line[start : start + third])
+            await asyncio.sleep(0.005)
+        await self._send(b"")  # counts it
+
+    async def gone_event(self, line: bytes) -> None:
+        raise refusals.expired("The resourceVersion for the provided watch is too old.")
+
+    async def error_event(self, line: bytes) -> None:
+        raise refusals.internal_error()
+
+    async def _hang_up(self) -> None:
+        await asyncio.sleep(0.02)  # so that the client has read what came before
+        self._connection.abort(reset=self._dice.random.random() < 0.5)
+        await forever()
+
+
+def pad(obj: Object, size: int) -> None:
+    """Give an object an annotation of `size` bytes."""
+    metadata = obj["metadata"]
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), PADDING: "x" * size}
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+async def forever() -> None:
+    """Wait until cancelled: the client has gone, or the server stops."""
+    await asyncio.Event().wait()
