@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cached_property, partial
 from typing import NamedTuple
 
-from kpx.analysis.packet import Host, Packet, number
+from kpx.analysis.packet import Host, Origin, Packet, kind, number
 from kpx.family import Family
 from kpx.netfilter.options import Option, protocol
 from kpx.netfilter.rule import Match, Rule, RuleError, normal_rule, parse_rule
@@ -22,7 +22,8 @@ from kpx.netfilter.ruleset import Rules
 class State(NamedTuple):
     """A packet on its way: what can change of it. `source` is None once it is translated to an unknown address.
 
-    `noted` are the lists of xt_recent that the packet put its sender on, `forgotten` those it took it off.
+    `masqueraded` says that its source was replaced. `tracked` is false behind `CT --notrack`. `connmark` is the mark of
+    its connection. `noted` are the lists of xt_recent that it put its sender on, `forgotten` those it took it off.
     `trail` and `examined`, the number of rules it was compared with, are only kept for packets that are traced.
     """
 
@@ -32,6 +33,8 @@ class State(NamedTuple):
     mark: int
     translated: bool = False
     masqueraded: bool = False
+    tracked: bool = True
+    connmark: int = 0
     noted: frozenset[str] = frozenset()
     forgotten: frozenset[str] = frozenset()
     trail: "Trail | None" = None
@@ -39,7 +42,10 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A rule that a packet matched; `position` counts from 1 in its chain, as `iptables -L --line-numbers` does."""
+    """A rule that a packet matched; `position` counts from 1 in its chain, as `iptables -L --line-numbers` does.
+
+    A policy that ends a packet's way is such a step too: at position 0, its rule reads `policy DROP`.
+    """
 
     table: str
     hook: str
@@ -57,7 +63,7 @@ class Trail(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What stays the same while a packet is in one hook.
+    """What stays the same while a packet is in one table of one hook.
 
     An interface is None if it isn't known, and empty where there is none. `known` tells how many seconds ago the
     sender was last put on lists of xt_recent.
@@ -65,10 +71,17 @@ class Scene:
 
     packet: Packet
     host: Host
+    table: str
     hook: str
     in_interface: str | None
     out_interface: str | None
     known: Mapping[str, float]
+
+    def conntrack_state(self, state: State) -> str:
+        """What `--ctstate` finds. Conntrack comes behind raw, but what comes in through lo it saw on its way out."""
+        if not state.tracked:
+            return "UNTRACKED"
+        return "INVALID" if self.table == "raw" and self.in_interface != "lo" else self.packet.state
 
 
 Truth = bool | None
@@ -170,6 +183,13 @@ def _quick_test(text: str) -> Test | None:
     return _test(_HEAD[f"-{found[1]}"], Option(found[0], (found[2],))) if found else None
 
 
+_PORT = re.compile(
+    r"-p (tcp|udp|sctp) (?:-m comment --comment (?:[^\s\"]+|\"[^\"\\\\]*\") )?"
+    r"(?:-m addrtype --dst-type LOCAL )?-m \1 --dport (\d+) "
+)
+"""A rule for one port of any address, as the entries of node ports are."""
+
+
 class Chain:
     """The rules of a chain, by destination: of 10,000 rules in a dispatch chain a packet can match a handful."""
 
@@ -178,22 +198,30 @@ class Chain:
         self._rules: dict[int, KernelRule] = {}
         self._others: list[int] = []
         self._by_host: dict[int, list[int]] = defaultdict(list)
-        size = f"/{family.host_bits}"
+        self._by_port: dict[int, list[int]] = defaultdict(list)
         for position, rule in enumerate(rules, 1):
-            place = self._others
-            host = rule[3 : rule.find(" ", 3)] if rule.startswith("-d ") else ""
-            if host.endswith(size):
-                with suppress(OSError):
-                    place = self._by_host[number(host.removesuffix(size))]
-            place.append(position)
+            self._place(rule).append(position)
 
     def __len__(self) -> int:
         """How many rules there are."""
         return len(self._texts)
 
-    def candidates(self, destinations: Iterable[int]) -> Sequence[int]:
-        """The positions, counted from 1, of all rules that packets to these destinations can match, in order."""
-        found = [position for one in destinations for position in self._by_host.get(one, ())]
+    def _place(self, rule: str) -> list[int]:
+        if rule.startswith("-d "):
+            host, _, length = rule[3 : rule.find(" ", 3)].partition("/")
+            if length == str(self._family.host_bits):
+                with suppress(OSError):
+                    return self._by_host[number(host)]
+        elif rule.startswith("-p ") and (found := _PORT.match(rule)):
+            return self._by_port[int(found[2])]
+        return self._others
+
+    def candidates(self, states: Iterable[State]) -> Sequence[int]:
+        """The positions, counted from 1, of all rules that these packets can match, in order."""
+        hosts = {state.destination for state in states}
+        ports = {state.port for state in states}
+        found = [position for host in hosts for position in self._by_host.get(host, ())]
+        found += [position for port in ports for position in self._by_port.get(port, ())]
         return sorted(found + self._others) if found else self._others
 
     def rule(self, position: int) -> KernelRule:
@@ -242,16 +270,25 @@ def _destination(value: str) -> Test:
 
 
 def _in_interface(value: str) -> Test:
-    return lambda state, scene: _is_interface(scene.in_interface, value)
+    return lambda state, scene: _is_interface(scene.in_interface, value, elsewhere=True)
 
 
 def _out_interface(value: str) -> Test:
-    return lambda state, scene: _is_interface(scene.out_interface, value)
+    def test(state: State, scene: Scene) -> Truth:
+        if scene.out_interface is not None or scene.packet.origin is not Origin.NODE:
+            return _is_interface(scene.out_interface, value, elsewhere=True)
+        # In OUTPUT it is still the interface that was right before DNAT.
+        destination = number(scene.packet.destination) if scene.hook == "OUTPUT" else state.destination
+        local = scene.host.is_local(destination, scene.packet.family)
+        return _is_interface("lo" if local else None, value, elsewhere=local is False)
+
+    return test
 
 
-def _is_interface(actual: str | None, wanted: str) -> Truth:
+def _is_interface(actual: str | None, wanted: str, elsewhere: bool) -> Truth:
+    """Whether an interface is the wanted one. If it isn't known, it may still be known not to be loopback's."""
     if actual is None:
-        return None
+        return False if elsewhere and wanted == "lo" else None
     return actual.startswith(wanted[:-1]) if wanted.endswith("+") else actual == wanted
 
 
@@ -286,6 +323,8 @@ def _conditions(match: Match) -> Iterator[Condition]:
         known = _OPTIONS.get(match.module, {})
         if not match.options and match.module not in _OPTIONS:
             yield _unknown
+        if match.module == "connmark":
+            yield _has_connection
         yield from (_test(known.get(option.name), option) for option in match.options)
 
 
@@ -303,48 +342,153 @@ def _mark(value: str) -> Test:
     return lambda state, scene: state.mark & bits == wanted
 
 
+def _connmark(value: str) -> Test:
+    stored, _, mask = value.partition("/")
+    wanted, bits = int(stored, 0), int(mask or "0xffffffff", 0)
+    # A connection that is older than this packet may bear any mark.
+    return lambda state, scene: state.connmark & bits == wanted if scene.packet.state == "NEW" else None
+
+
+def _has_connection(state: State, scene: Scene) -> Truth:
+    return scene.conntrack_state(state) not in ("UNTRACKED", "INVALID")
+
+
 def _ctstate(value: str) -> Test:
     wanted = frozenset(value.split(","))
 
     def test(state: State, scene: Scene) -> Truth:
-        is_now = {scene.packet.state, "DNAT" if state.translated else "", "SNAT" if state.masqueraded else ""}
-        return not wanted.isdisjoint(is_now)
+        now = scene.conntrack_state(state)
+        if now in wanted:
+            return True
+        if now == "NEW":
+            return ("DNAT" in wanted and _moved(state, scene.packet)) or ("SNAT" in wanted and state.masqueraded)
+        return None if now in ("ESTABLISHED", "RELATED") and wanted & {"DNAT", "SNAT"} else False
 
     return test
 
 
-def _type(of_packet: Callable[[State, Scene], int | None], value: str) -> Test:
-    """Only LOCAL can be told from the host's addresses; what isn't LOCAL may be anything else."""
-    wanted = value.split(",")
+def _moved(state: State, packet: Packet) -> bool:
+    """Whether conntrack knows of a DNAT; one to where the packet goes anyway is none."""
+    return state.translated and (state.destination, state.port) != (
+        number(packet.destination),
+        packet.destination_port,
+    )
+
+
+def _destination_type(value: str) -> Test:
+    def test(state: State, scene: Scene) -> Truth:
+        family = scene.packet.family
+        return _is_type(kind(state.destination, family), scene.host.is_local(state.destination, family), value)
+
+    return test
+
+
+def _source_type(value: str) -> Test:
+    def test(state: State, scene: Scene) -> Truth:
+        if state.source is None:  # masqueraded: some address of the host
+            return _is_type("", True, value)
+        family = scene.packet.family
+        local = scene.host.is_local(state.source, family)
+        if local is None:  # the kernel takes no packet from elsewhere that bears an address of the host as its source
+            local = scene.packet.origin is Origin.NODE
+        return _is_type(kind(state.source, family), local, value)
+
+    return test
+
+
+def _is_type(special: str, local: Truth, value: str) -> Truth:
+    """Of what is neither LOCAL nor special, the type can't be told: it may be UNICAST, BLACKHOLE, PROHIBIT, …"""
+    wanted = set(value.split(","))
+    certain = "LOCAL" if local else special
+    if certain:
+        return certain in wanted
+    possible = wanted - {"MULTICAST"} - ({"LOCAL"} if local is False else set())
+    return None if possible else False
+
+
+def _tcp_flags(mask: str, flags: str) -> Test:
+    """Of a packet that begins a connection only SYN is set."""
+    asked, wanted = set(mask.split(",")), {flag for flag in flags.split(",") if flag != "NONE"}
+    holds = asked & {"SYN"} == wanted
+    return lambda state, scene: holds if scene.packet.state == "NEW" and scene.packet.protocol == "tcp" else None
+
+
+def _ports(of_packet: Sequence[Callable[[State, Scene], int]], value: str) -> Test:
+    tests = [_port(one, item) for item in value.split(",") for one in of_packet]
+    if _unknown in tests:
+        return _unknown
+    return lambda state, scene: any(test(state, scene) for test in tests)
+
+
+def _range(of_packet: Callable[[State], int | None], value: str) -> Test:
+    first, _, last = value.partition("-")
+    low, high = number(first), number(last or first)
 
     def test(state: State, scene: Scene) -> Truth:
-        address = of_packet(state, scene)
-        if address is None:
-            return None
-        local = scene.host.is_local(address, scene.packet.family)
-        if local or wanted == ["LOCAL"]:
-            return local and "LOCAL" in wanted
-        return None
+        address = of_packet(state)
+        return None if address is None else low <= address <= high
 
     return test
 
 
-_PORTS = {
-    "--dport": partial(_port, lambda state, scene: state.port),
-    "--sport": partial(_port, lambda state, scene: scene.packet.source_port),
-}
+def _is_bridged() -> Test:
+    return lambda state, scene: scene.packet.bridged if scene.packet.origin is not Origin.NODE else False
+
+
+def _bridge_port(name: str = "") -> Test:
+    """Which port it is of a bridge, or whether it leaves through one: false of what came through none."""
+    return lambda state, scene: None if _is_bridged()(state, scene) is not False else False
+
+
+def _counts(name: str) -> Test:
+    """The objects of kube-proxy have no quota, so that the match only counts."""
+    return (lambda state, scene: True) if name in _NFACCT else _unknown
+
+
+_NFACCT = ("ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts")
+
+
+def _of_own_process(*values: str) -> Test:
+    return lambda state, scene: None if scene.packet.origin is Origin.NODE else False
+
+
+def _to_port(state: State, scene: Scene) -> int:
+    return state.port
+
+
+def _from_port(state: State, scene: Scene) -> int:
+    return scene.packet.source_port
+
+
+_PORTS = {"--dport": partial(_port, _to_port), "--sport": partial(_port, _from_port)}
 
 _OPTIONS: Mapping[str, Mapping[str, Callable[..., Test]]] = {
-    "tcp": _PORTS,
+    "tcp": {**_PORTS, "--tcp-flags": _tcp_flags},
     "udp": _PORTS,
     "sctp": _PORTS,
+    "multiport": {
+        "--dports": partial(_ports, (_to_port,)),
+        "--sports": partial(_ports, (_from_port,)),
+        "--ports": partial(_ports, (_from_port, _to_port)),
+    },
+    "iprange": {
+        "--src-range": partial(_range, lambda state: state.source),
+        "--dst-range": partial(_range, lambda state: state.destination),
+    },
     "mark": {"--mark": _mark},
+    "connmark": {"--mark": _connmark},
     "conntrack": {"--ctstate": _ctstate},
     "state": {"--state": _ctstate},
-    "addrtype": {
-        "--src-type": partial(_type, lambda state, scene: state.source),
-        "--dst-type": partial(_type, lambda state, scene: state.destination),
+    "addrtype": {"--src-type": _source_type, "--dst-type": _destination_type},
+    "physdev": {
+        "--physdev-is-in": _is_bridged,
+        "--physdev-is-out": _bridge_port,
+        "--physdev-is-bridged": _bridge_port,
+        "--physdev-in": _bridge_port,
+        "--physdev-out": _bridge_port,
     },
+    "nfacct": {"--nfacct-name": _counts},
+    "owner": {"--uid-owner": _of_own_process, "--gid-owner": _of_own_process, "--socket-exists": _of_own_process},
 }
 
 

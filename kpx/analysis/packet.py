@@ -20,8 +20,9 @@ class Origin(StrEnum):
 class Packet:
     """The first packet of a connection.
 
-    `protocol` is in lower case. Interfaces that aren't given are unknown, which matters if a rule asks for them.
-    `state` is what conntrack says of it; only a NEW packet passes the nat table.
+    `protocol` is in lower case. Interfaces that aren't given are unknown, which matters if a rule asks for them; so is
+    whether it came in through a port of a bridge. `state` is what conntrack says of it (`--ctstate`): nat is asked
+    for the first packet of a connection only, and what rules ask of an earlier translation can't be known of others.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Packet:
     out_interface: str | None = None
     mark: int = 0
     state: str = "NEW"
+    bridged: bool | None = None
 
     @property
     def family(self) -> Family:
@@ -42,15 +44,18 @@ class Packet:
 
 
 class Host:
-    """What matters of the host: its own addresses. Loopback is among them without being named."""
+    """What matters of the host: its own addresses, None if they aren't known. Loopback is always among them."""
 
-    def __init__(self, addresses: Iterable[str] = ()) -> None:
-        self._own = frozenset((Family.of(one), number(one)) for one in (*addresses, "::1"))
+    def __init__(self, addresses: Iterable[str] | None = ()) -> None:
+        self.known = addresses is not None
+        self._own = frozenset((Family.of(one), number(one)) for one in (*(addresses or ()), "::1"))
 
-    def is_local(self, address: int, family: Family) -> bool:
-        """Whether the kernel delivers packets for this address here."""
+    def is_local(self, address: int, family: Family) -> bool | None:
+        """Whether the kernel delivers packets for this address here; None if that isn't known."""
         loopback = family is Family.IPV4 and address >> 24 == 127
-        return loopback or (family, address) in self._own
+        if loopback or (family, address) in self._own:
+            return True
+        return False if self.known or kind(address, family) else None
 
 
 class Fate(StrEnum):
@@ -79,6 +84,18 @@ class Outcome:
     def __str__(self) -> str:
         words = [self.fate.value, self.destination, "masqueraded" if self.masqueraded else "", self.detail]
         return " ".join(filter(None, words))
+
+
+def kind(address: int, family: Family) -> str:
+    """What an address is whatever host asks, in the words of `-m addrtype`: MULTICAST, BROADCAST or nothing special.
+
+    See `__inet_dev_addr_type` in the kernel's net/ipv4/fib_frontend.c and `match_lookup_rt6` in xt_addrtype.c.
+    """
+    if family is Family.IPV6:
+        return "MULTICAST" if address >> 120 == 0xFF else ""
+    if address >> 28 == 0xE:
+        return "MULTICAST"
+    return "BROADCAST" if address >> 24 == 0 or address == 0xFFFFFFFF else ""
 
 
 def number(address: str) -> int:

@@ -1,32 +1,43 @@
-"""What becomes of a packet: its way through the filter and nat tables, with the exact probability of every outcome.
+"""What becomes of a packet: its way through all tables, with the exact probability of every outcome.
 
-The order is the kernel's. A packet that enters the host passes PREROUTING (nat), and then, by the destination that it
-has by now, INPUT (filter, nat) or FORWARD (filter) and POSTROUTING (nat). One that the host sends passes OUTPUT (nat,
-filter) and POSTROUTING (nat), and INPUT (filter) if it is for the host itself: nat is asked once for a connection.
-Tables other than filter and nat are taken to be empty.
+The order is the kernel's (`enum nf_ip_hook_priorities` in linux/netfilter_ipv4.h). A packet that enters the host passes
+PREROUTING (raw, mangle, nat), and then, by the destination that it has by now, INPUT (mangle, filter, security, nat) or
+FORWARD (mangle, filter, security) and POSTROUTING (mangle, nat). One that the host sends passes OUTPUT (raw, mangle,
+nat, filter, security) and POSTROUTING; and PREROUTING and INPUT if it is for the host itself. nat is asked once for a
+connection and direction of translation. Tables that aren't given are taken to be empty.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
 from kpx.analysis.match import Chain, KernelRule, Scene, State, Step, Trail
-from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, number
+from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, number, text
 from kpx.family import Family
 from kpx.netfilter.options import Option
-from kpx.netfilter.ruleset import TABLES, Rules, Ruleset, TableName
+from kpx.netfilter.ruleset import Rules, Ruleset
 from kpx.netfilter.save import Saved
 
-Tables = Mapping[TableName, Mapping[str, Rules]]
+Tables = Mapping[str, Mapping[str, Rules]]
 """Rules by table and chain, the built-in chains included."""
 
-Policies = Mapping[tuple[TableName, str], str]
+Policies = Mapping[tuple[str, str], str]
 """What built-in chains do with a packet at their end, by table and chain: ACCEPT where nothing is said."""
 
 Weights = dict[State, Fraction]
 """Packets on their way, with their probabilities."""
+
+Way = Callable[[Weights], None]
+
+_TABLES_OF: Mapping[str, tuple[str, ...]] = {
+    "PREROUTING": ("raw", "mangle", "nat"),
+    "INPUT": ("mangle", "filter", "security", "nat"),
+    "FORWARD": ("mangle", "filter", "security"),
+    "OUTPUT": ("raw", "mangle", "nat", "filter", "security"),
+    "POSTROUTING": ("mangle", "nat"),
+}
+"""The tables that have a chain in each hook, in the kernel's order."""
 
 
 def tables_of(ruleset: Ruleset) -> Tables:
@@ -36,10 +47,9 @@ def tables_of(ruleset: Ruleset) -> Tables:
 
 def tables_of_save(saved: Saved) -> tuple[Tables, Policies]:
     """Tables and policies as `iptables-save` printed them."""
-    chains = {name: saved[name].chains for name in TABLES if name in saved}
-    tables: Tables = {name: {chain: one.rules for chain, one in found.items()} for name, found in chains.items()}
+    tables: Tables = {name: {chain: one.rules for chain, one in table.chains.items()} for name, table in saved.items()}
     policies = {
-        (name, chain): one.policy for name, found in chains.items() for chain, one in found.items() if one.policy
+        (name, chain): one.policy for name, table in saved.items() for chain, one in table.chains.items() if one.policy
     }
     return tables, policies
 
@@ -55,13 +65,14 @@ def simulate(
 class Path:
     """One way that a packet can take: the rules it matches, in order, and what comes of it with which probability.
 
-    `examined` counts all rules that it is compared with.
+    `examined` counts all rules that it is compared with, `noted` are the lists of xt_recent that its sender is on then.
     """
 
     outcome: Outcome
     probability: Fraction
     steps: tuple[Step, ...]
     examined: int
+    noted: frozenset[str] = frozenset()
 
 
 class Simulator:
@@ -70,25 +81,24 @@ class Simulator:
     def __init__(self, tables: Tables, family: Family, host: Host, policies: Policies | None = None) -> None:
         self.family, self.host, self.policies = family, host, policies or {}
         self._tables = tables
-        self._chains: dict[tuple[TableName, str], Chain] = {}
+        self._chains: dict[tuple[str, str], Chain] = {}
 
     def outcomes(self, packet: Packet, known: Mapping[str, float] | None = None) -> Mapping[Outcome, Fraction]:
         """Every outcome with its probability; they add up to 1.
 
         `known` are the lists of xt_recent that the sender is on, with the seconds since it was last put there.
         """
-        found: dict[Outcome, Fraction] = defaultdict(Fraction)
-        for outcome, _, weight in _Journey(self, packet, known or {}, traced=False).ends():
-            found[outcome] += weight
-        return dict(found)
+        return _outcomes(_Journey(self, packet, known or {}, traced=False).ends())
 
     def paths(self, packet: Packet, known: Mapping[str, float] | None = None) -> tuple[Path, ...]:
         """Every way to an outcome, the likeliest first. A match of chance makes two of one, whatever its effect."""
         ends = _Journey(self, packet, known or {}, traced=True).ends()
-        paths = (Path(outcome, weight, _steps(state.trail), state.examined) for outcome, state, weight in ends)
+        paths = (
+            Path(outcome, weight, _steps(state.trail), state.examined, state.noted) for outcome, state, weight in ends
+        )
         return tuple(sorted(paths, key=lambda path: -path.probability))
 
-    def chain(self, table: TableName, name: str) -> Chain | None:
+    def chain(self, table: str, name: str) -> Chain | None:
         """A chain, ready to be passed; None if there is none of this name."""
         key = (table, name)
         if key not in self._chains:
@@ -118,69 +128,113 @@ class _Journey:
         """What can become of the packet."""
         packet = self.packet
         start = State(number(packet.source), number(packet.destination), packet.destination_port, packet.mark)
-        passed = self._sent if packet.origin is Origin.NODE else self._received
-        for state, weight in passed({start: Fraction(1)}):
-            self.end(self._passing(state), state, weight)
+        if packet.origin is Origin.NODE:
+            self._send({start: Fraction(1)})
+        else:
+            weights = self._pass("PREROUTING", {start: Fraction(1)}, packet.in_interface, "")
+            self._route(weights, self._take_in, self._forward)
         return self.ended
 
     def end(self, outcome: Outcome, state: State, weight: Fraction) -> None:
         """The packet's way ends here."""
         self.ended.append((outcome, state, weight))
 
-    def _passing(self, state: State) -> Outcome:
-        if not state.translated:
-            return Outcome(Fate.UNTOUCHED, masqueraded=state.masqueraded)
-        to = endpoint(state.destination, state.port, self.simulator.family)
-        return Outcome(Fate.TRANSLATED, to, state.masqueraded)
+    def _arrive(self, weights: Weights) -> None:
+        """Nothing kept these packets from where they go."""
+        for state, weight in weights.items():
+            if state.translated:
+                to = endpoint(state.destination, state.port, self.simulator.family)
+                self.end(Outcome(Fate.TRANSLATED, to, state.masqueraded), state, weight)
+            else:
+                self.end(Outcome(Fate.UNTOUCHED, masqueraded=state.masqueraded), state, weight)
 
-    def _received(self, weights: Weights) -> Iterator[tuple[State, Fraction]]:
+    def _take_in(self, weights: Weights) -> None:
+        self._arrive(self._pass("INPUT", weights, self.packet.in_interface, ""))
+
+    def _forward(self, weights: Weights) -> None:
         come, leave = self.packet.in_interface, self.packet.out_interface
-        weights = self._pass("nat", "PREROUTING", weights, come, "")
-        here, on = self._routed(weights)
-        here = self._pass("filter", "INPUT", here, come, "")
-        yield from self._pass("nat", "INPUT", here, come, "").items()
-        on = self._pass("filter", "FORWARD", on, come, leave)
-        yield from self._pass("nat", "POSTROUTING", on, come, leave).items()
+        weights = self._pass("FORWARD", weights, come, leave)
+        self._arrive(self._pass("POSTROUTING", weights, come, leave))
 
-    def _sent(self, weights: Weights) -> Iterator[tuple[State, Fraction]]:
+    def _send(self, weights: Weights) -> None:
         leave = self.packet.out_interface
-        for table in ("nat", "filter"):
-            weights = self._pass(table, "OUTPUT", weights, "", leave)
-        weights = self._pass("nat", "POSTROUTING", weights, "", leave)
-        here, on = self._routed(weights)
-        yield from on.items()
-        yield from self._pass("filter", "INPUT", here, "lo", "").items()
+        weights = self._pass("OUTPUT", weights, "", leave)
+        weights = self._pass("POSTROUTING", weights, "", leave)
+        self._route(weights, self._loop, self._arrive)
 
-    def _routed(self, weights: Weights) -> tuple[Weights, Weights]:
-        """What is for the host itself, and what isn't."""
-        local = {state for state in weights if self.simulator.host.is_local(state.destination, self.simulator.family)}
-        here = {state: weight for state, weight in weights.items() if state in local}
-        return here, {state: weight for state, weight in weights.items() if state not in local}
+    def _loop(self, weights: Weights) -> None:
+        """What the host sends to itself comes in again; it is translated already, if it is."""
+        weights = self._pass("PREROUTING", weights, "lo", "", frozenset({"nat"}))
+        self._arrive(self._pass("INPUT", weights, "lo", "", frozenset({"nat"})))
+
+    def _route(self, weights: Weights, here: Way, on: Way) -> None:
+        """Send what is for the host itself one way, and what isn't the other.
+
+        Where that isn't known, an outcome is only known if it is the same either way.
+        """
+        ways: dict[bool | None, Weights] = {True: {}, False: {}, None: {}}
+        for state, weight in weights.items():
+            ways[self.simulator.host.is_local(state.destination, self.simulator.family)][state] = weight
+        here(ways[True])
+        on(ways[False])
+        for state, weight in ways[None].items():
+            ended, self.ended = self.ended, []
+            here({state: weight})
+            taken, self.ended = self.ended, []
+            on({state: weight})
+            if _outcomes(taken) != _outcomes(self.ended):
+                address = text(state.destination, self.simulator.family)
+                detail = f"whether {address} is an address of the host"
+                self.ended = [(Outcome(Fate.UNKNOWN, detail=detail), state, weight)]
+            self.ended = ended + self.ended
 
     def _pass(
-        self, table: TableName, hook: str, weights: Weights, in_interface: str | None, out_interface: str | None
+        self,
+        hook: str,
+        weights: Weights,
+        in_interface: str | None,
+        out_interface: str | None,
+        passed_over: frozenset[str] = frozenset(),
     ) -> Weights:
-        """Pass one table in one hook; returns what goes on behind it."""
-        if not weights or (table == "nat" and self.packet.state != "NEW"):
-            return weights
-        if self.simulator.chain(table, hook) is None:
-            return weights
-        scene = Scene(self.packet, self.simulator.host, hook, in_interface, out_interface, self.known)
-        visit = _Visit(self, table, scene)
-        at_end = visit.chain(hook, weights)
-        if self.simulator.policies.get((table, hook), "ACCEPT") == "ACCEPT":
+        """Pass the tables of one hook; returns what goes on behind it."""
+        for table in _TABLES_OF[hook]:
+            if weights and self.simulator.chain(table, hook) is not None and table not in passed_over:
+                scene = Scene(self.packet, self.simulator.host, table, hook, in_interface, out_interface, self.known)
+                weights = self._pass_table(scene, weights)
+        return weights
+
+    def _pass_table(self, scene: Scene, weights: Weights) -> Weights:
+        table = scene.table
+        untranslatable: Weights = {}
+        if table == "nat":
+            new = self.packet.state == "NEW" or (self.packet.state == "RELATED" and self.packet.protocol != "icmp")
+            untranslatable = {state: weight for state, weight in weights.items() if not (new and state.tracked)}
+            weights = {state: weight for state, weight in weights.items() if new and state.tracked}
+        visit = _Visit(self, scene)
+        at_end = visit.chain(scene.hook, weights) if weights else {}
+        policy = self.simulator.policies.get((table, scene.hook), "ACCEPT")
+        if policy == "ACCEPT":
             _merge(visit.accepted, at_end)
         else:
+            step = Step(table, scene.hook, scene.hook, 0, f"policy {policy}")
             for state, weight in at_end.items():
-                self.end(Outcome(Fate.DROPPED), state, weight)
+                self.end(Outcome(Fate.DROPPED), visit.traced(step, state), weight)
+        _merge(visit.accepted, untranslatable)
         return visit.accepted
+
+
+def _outcomes(ends: Sequence[tuple[Outcome, State, Fraction]]) -> Mapping[Outcome, Fraction]:
+    found: dict[Outcome, Fraction] = defaultdict(Fraction)
+    for outcome, _, weight in ends:
+        found[outcome] += weight
+    return dict(found)
 
 
 class _Visit:
     """One table in one hook. What is accepted there is collected in `accepted`."""
 
-    def __init__(self, journey: _Journey, table: TableName, scene: Scene) -> None:
-        self.journey, self.table, self.scene = journey, table, scene
+    def __init__(self, journey: _Journey, scene: Scene) -> None:
+        self.journey, self.table, self.scene = journey, scene.table, scene
         self.accepted: Weights = {}
         self._above: list[str] = []
 
@@ -195,7 +249,7 @@ class _Visit:
         self._above.append(name)
         on, back = dict(weights), Weights()
         passed = 0
-        for position in chain.candidates({state.destination for state in on}):
+        for position in chain.candidates(on):
             on, passed = self._counted(on, position - passed), position
             rule = chain.rule(position)
             asked = [state for state in on if rule.quick is None or rule.quick(state, self.scene) is not False]
@@ -224,7 +278,7 @@ class _Visit:
             elif truth is None:
                 self._lost(step, after, part)
             else:
-                yield self._act(step, rule, self._traced(step, after), part)
+                yield self._act(step, rule, self.traced(step, after), part)
 
     def _act(self, step: Step, rule: KernelRule, state: State, weight: Fraction) -> tuple[Weights, Weights]:
         """Carry out a rule's target."""
@@ -238,10 +292,10 @@ class _Visit:
         elif target in _REFUSALS:
             self.journey.end(_REFUSALS[target](rule), state, weight)
         elif target in _CHANGES:
-            changed = _CHANGES[target](rule, state, self.scene)
+            changed = _change(rule, state, self.scene)
             if changed is None:
                 self._lost(step, state, weight)
-            elif target == "MARK":
+            elif target in _GOES_ON:
                 return {changed: weight}, {}
             else:
                 _add(self.accepted, changed, weight)
@@ -252,13 +306,14 @@ class _Visit:
             return ({}, back) if rule.parsed.goto else (back, {})
         return {}, {}
 
-    def _traced(self, step: Step, state: State) -> State:
+    def traced(self, step: Step, state: State) -> State:
+        """The packet with one more step on its trail, if trails are kept."""
         return state._replace(trail=Trail(step, state.trail)) if self.journey.traced else state
 
     def _lost(self, step: Step, state: State, weight: Fraction) -> None:
         """What becomes of the packet behind a rule that can't be judged isn't known."""
         outcome = Outcome(Fate.UNKNOWN, detail=f"{step.table} {step.chain}: {step.rule}")
-        self.journey.end(outcome, self._traced(step, state), weight)
+        self.journey.end(outcome, self.traced(step, state), weight)
 
 
 def _add(weights: Weights, state: State, weight: Fraction) -> None:
@@ -272,8 +327,25 @@ def _merge(weights: Weights, more: Weights) -> None:
 
 # ---- targets ----
 
-_SILENT = frozenset({"", "LOG", "NFLOG"})
-"""Targets, and the lack of one, after which a packet goes on as if nothing had been."""
+_SILENT = frozenset(
+    {
+        "",
+        "LOG",
+        "NFLOG",
+        "ULOG",
+        "TRACE",
+        "AUDIT",
+        "CHECKSUM",
+        "TCPMSS",
+        "TCPOPTSTRIP",
+        "CLASSIFY",
+        "DSCP",
+        "TOS",
+        "ECN",
+    }
+    | {"TTL", "HL", "SECMARK", "CONNSECMARK", "RATEEST", "IDLETIMER", "LED", "TEE", "SET"}
+)
+"""Targets, and the lack of one, after which a packet goes on and no rule sees a difference that is known of here."""
 
 
 def _rejected(rule: KernelRule) -> Outcome:
@@ -291,18 +363,63 @@ def _mark(rule: KernelRule, state: State, scene: Scene) -> State | None:
     """xt_MARK: clear the mask's bits, then XOR the value."""
     match rule.parsed.target_options:
         case (Option("--set-xmark", (value,)),):
-            stored, _, mask = value.partition("/")
-            return state._replace(mark=state.mark & ~int(mask, 0) ^ int(stored, 0))
+            return state._replace(mark=_xmark(state.mark, value))
     return None
+
+
+def _connmark(rule: KernelRule, state: State, scene: Scene) -> State | None:
+    """xt_connmark. The mark of a connection that is older than the packet isn't known."""
+    options = {option.name: option.values for option in rule.parsed.target_options}
+    if scene.conntrack_state(state) in ("UNTRACKED", "INVALID"):
+        return state
+    if "--set-xmark" in options:
+        (value,) = options["--set-xmark"]
+        return state._replace(connmark=_xmark(state.connmark, value))
+    of_packet, of_connection = (int(options.get(name, ("0xffffffff",))[0], 0) for name in ("--nfmask", "--ctmask"))
+    if "--save-mark" in options:
+        return state._replace(connmark=(state.connmark & ~of_connection) ^ (state.mark & of_packet))
+    if "--restore-mark" in options and scene.packet.state == "NEW":
+        return state._replace(mark=(state.mark & ~of_packet) ^ (state.connmark & of_connection))
+    return None
+
+
+def _xmark(mark: int, value: str) -> int:
+    stored, _, mask = value.partition("/")
+    return mark & ~int(mask or "0xffffffff", 0) ^ int(stored, 0)
+
+
+def _untracked(rule: KernelRule, state: State, scene: Scene) -> State | None:
+    """Without conntrack there is no translation. What comes back through lo has been seen by conntrack already."""
+    names = {option.name for option in rule.parsed.target_options}
+    if rule.target == "NOTRACK" or names == {"--notrack"}:
+        return state if scene.in_interface == "lo" else state._replace(tracked=False)
+    return state if names <= {"--helper", "--ctevents", "--expevents", "--timeout"} else None
 
 
 def _dnat(rule: KernelRule, state: State, scene: Scene) -> State | None:
     match rule.parsed.target_options:
-        case (Option("--to-destination", (value,)),):
+        case (Option("--to-destination", (value,)),) | (
+            Option("--persistent"),
+            Option("--to-destination", (value,)),
+        ):
             host, port = _address_and_port(value)
-            with suppress(OSError, ValueError):
-                return state._replace(destination=number(host), port=int(port or state.port), translated=True)
+            return state._replace(destination=number(host), port=int(port or state.port), translated=True)
     return None
+
+
+def _redirect(rule: KernelRule, state: State, scene: Scene) -> State | None:
+    """To the host itself: to loopback what it sends itself, else to an address that the interface tells."""
+    ports = [option.values[0] for option in rule.parsed.target_options if option.name == "--to-ports"]
+    if scene.hook != "OUTPUT" or len(ports) < len(rule.parsed.target_options):
+        return None
+    loopback = "127.0.0.1" if scene.packet.family is Family.IPV4 else "::1"
+    return state._replace(destination=number(loopback), port=int(*ports or (state.port,)), translated=True)
+
+
+def _snat(rule: KernelRule, state: State, scene: Scene) -> State | None:
+    values = [option.values[0] for option in rule.parsed.target_options if option.name == "--to-source"]
+    source = number(_address_and_port(values[0])[0]) if len(values) == 1 and "-" not in values[0] else None
+    return state._replace(source=source, masqueraded=True)
 
 
 def _address_and_port(value: str) -> tuple[str, str]:
@@ -315,13 +432,28 @@ def _address_and_port(value: str) -> tuple[str, str]:
     return host, port
 
 
+def _change(rule: KernelRule, state: State, scene: Scene) -> State | None:
+    try:
+        return _CHANGES[rule.target](rule, state, scene)
+    except (OSError, ValueError, TypeError, IndexError):  # options that make no sense
+        return None
+
+
 def _masquerade(rule: KernelRule, state: State, scene: Scene) -> State | None:
     return state._replace(source=None, masqueraded=True)
 
 
 _CHANGES: Mapping[str, Callable[[KernelRule, State, Scene], State | None]] = {
     "MARK": _mark,
+    "CONNMARK": _connmark,
+    "NOTRACK": _untracked,
+    "CT": _untracked,
     "DNAT": _dnat,
+    "REDIRECT": _redirect,
+    "SNAT": _snat,
     "MASQUERADE": _masquerade,
 }
 """Targets that change a packet; the change is None if what they do can't be known."""
+
+_GOES_ON = frozenset({"MARK", "CONNMARK", "NOTRACK", "CT"})
+"""Those of them behind which the packet goes on in the chain."""

@@ -5,6 +5,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -34,7 +35,7 @@ def outcomes(
     policies: Mapping[tuple[str, str], str] | None = None,
 ) -> dict[Outcome, Fraction]:
     tables: Tables = {"nat": nat or {}, "filter": filter_ or {}}
-    simulator = Simulator(tables, packet.family, HOST, policies)  # type: ignore[arg-type]
+    simulator = Simulator(tables, packet.family, HOST, policies)
     found = dict(simulator.outcomes(packet, known))
     assert sum(found.values()) == 1
     paths = simulator.paths(packet, known)
@@ -80,7 +81,10 @@ def meets(rule: str, packet: Packet = OUTSIDE, known: Mapping[str, float] | None
         ("-p tcp -m tcp --dport 70:80", 1),
         ("-p tcp -m tcp --dport 81:", 0),
         ("-p tcp -m tcp --sport 40000", 1),
-        ("-p tcp -m tcp --tcp-flags SYN SYN", None),
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN", 1),
+        ("-p tcp -m tcp ! --syn", 0),
+        ("-p tcp -m tcp --tcp-flags ALL NONE", 0),
+        ("-p tcp -m tcp --tcp-option 5", None),
         ("-p udp -m udp --dport 80", 0),
         ("-m comment --comment anything", 1),
         ("-m conntrack --ctstate NEW", 1),
@@ -109,6 +113,25 @@ def meets(rule: str, packet: Packet = OUTSIDE, known: Mapping[str, float] | None
         ("-m recent --remove --name A -m recent --rcheck --name A", 0),
         ("-m recent --remove --name B", 0),
         ("-m recent --rcheck --hitcount 4 --name A", None),
+        ("-m connmark --mark 0x0", 1),
+        ("-m connmark ! --mark 0x1/0x1", 1),
+        ("-p tcp -m multiport --dports 22,80,443", 1),
+        ("-p tcp -m multiport --dports 22,70:79,443", 0),
+        ("-p tcp -m multiport ! --dports 22", 1),
+        ("-p tcp -m multiport --sports 22,40000", 1),
+        ("-p tcp -m multiport --ports 40000", 1),
+        ("-p tcp -m multiport --dports http,80", None),
+        ("-m iprange --src-range 198.51.100.1-198.51.100.9", 1),
+        ("-m iprange ! --dst-range 10.96.0.2-10.96.0.9", 1),
+        ("-m addrtype --dst-type MULTICAST", 0),
+        ("-m addrtype --dst-type LOCAL,UNICAST", None),
+        ("-m addrtype --dst-type LOCAL --limit-iface-in", 0),
+        ("-m physdev --physdev-is-in", None),
+        ("-m nfacct --nfacct-name ct_state_invalid_dropped_pkts", 1),
+        ("-m nfacct --nfacct-name somebodys", None),
+        ("-m owner --uid-owner 1000", 0),
+        ("-i lo", 0),
+        ("-o lo", 0),
         ("-m limit --limit 1/sec", None),
         ("-m set --match-set hosts src", None),
         ("-m statistic --mode random --probability many", None),
@@ -130,6 +153,74 @@ def test_a_local_destination_and_source() -> None:
     assert meets("-d fd00:200::/64", Packet("2001:db8::7", "fd00:200::2")) == 1
 
 
+@pytest.mark.parametrize(
+    ("rule", "address", "probability"),
+    [
+        ("-m addrtype --dst-type MULTICAST", "224.0.0.1", 1),
+        ("-m addrtype --dst-type LOCAL", "224.0.0.1", 0),
+        ("-m addrtype --dst-type BROADCAST", "255.255.255.255", 1),
+        ("-m addrtype --dst-type BROADCAST", "10.96.0.255", None),
+        ("-m addrtype --dst-type MULTICAST", "ff02::1", 1),
+        ("-m addrtype --dst-type MULTICAST", "fd00:10::1", 0),
+    ],
+)
+def test_kinds_of_addresses(rule: str, address: str, probability: Fraction | int | None) -> None:
+    assert meets(rule, Packet("2001:db8::7" if ":" in address else "198.51.100.7", address)) == probability
+
+
+def test_whether_a_packet_came_through_a_bridge() -> None:
+    for bridged, expected in ((True, 0), (False, 1)):
+        assert meets("-m physdev ! --physdev-is-in", replace(OUTSIDE, bridged=bridged)) == expected
+    assert meets("-m physdev --physdev-in veth0", replace(OUTSIDE, bridged=False)) == 0
+    assert meets("-m physdev --physdev-in veth0", replace(OUTSIDE, bridged=True)) is None
+    own = Packet("10.200.0.2", "10.96.0.1", origin=Origin.NODE)
+    assert outcomes(
+        own, nat={"OUTPUT": ("-m physdev ! --physdev-is-in -j DNAT --to-destination 10.1.1.1",)}
+    ).keys() == {Outcome(Fate.TRANSLATED, "10.1.1.1:0")}
+
+
+def test_a_host_whose_addresses_are_not_known() -> None:
+    """What depends on them is unknown, and nothing else."""
+
+    def ends(packet: Packet, **rules: Rules) -> set[Outcome]:
+        return set(Simulator({"filter": rules}, packet.family, Host(None)).outcomes(packet))
+
+    local = "-m addrtype --dst-type LOCAL -j DROP"
+    assert ends(OUTSIDE) == {UNTOUCHED}
+    assert [one.fate for one in ends(OUTSIDE, FORWARD=(local,))] == [Fate.UNKNOWN]
+    assert [one.fate for one in ends(OUTSIDE, INPUT=("-j DROP",))] == [Fate.UNKNOWN]
+    assert ends(OUTSIDE, INPUT=("-j DROP",), FORWARD=("-j DROP",)) == {DROPPED}
+    assert ends(replace(OUTSIDE, destination="127.0.0.1"), INPUT=("-j DROP",)) == {DROPPED}
+    assert ends(replace(OUTSIDE, destination="224.0.0.1"), FORWARD=(local,)) == {UNTOUCHED}
+    source = "-m addrtype --src-type LOCAL -j DROP"
+    assert ends(OUTSIDE, FORWARD=(source,)) == {UNTOUCHED}
+    assert ends(replace(OUTSIDE, origin=Origin.NODE), OUTPUT=(source,)) == {DROPPED}
+
+
+def test_marks_of_connections() -> None:
+    mangle = {"PREROUTING": ("-j CONNMARK --set-xmark 0x80/0x80",), "FORWARD": ("-m mark --mark 0x80/0xff -j DROP",)}
+    nat = {"PREROUTING": ("-j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80",)}
+    simulator = Simulator({"mangle": mangle, "nat": nat}, Family.IPV4, HOST)
+    assert simulator.outcomes(OUTSIDE) == {DROPPED: 1}
+    assert simulator.outcomes(replace(OUTSIDE, state="ESTABLISHED")) == {UNTOUCHED: 1}
+    (unknown,) = Simulator({"mangle": nat}, Family.IPV4, HOST).outcomes(replace(OUTSIDE, state="ESTABLISHED"))
+    assert unknown.fate is Fate.UNKNOWN
+
+
+def test_what_is_not_tracked_is_not_translated() -> None:
+    nat = {"PREROUTING": ("-j DNAT --to-destination 10.1.1.1:80",)}
+    untracked = {"FORWARD": ("-m conntrack --ctstate UNTRACKED -j DROP",)}
+    for target in ("NOTRACK", "CT --notrack"):
+        tables: Tables = {"raw": {"PREROUTING": (f"-j {target}",)}, "nat": nat}
+        assert Simulator(tables, Family.IPV4, HOST).outcomes(OUTSIDE) == {UNTOUCHED: 1}
+        assert Simulator({**tables, "filter": untracked}, Family.IPV4, HOST).outcomes(OUTSIDE) == {DROPPED: 1}
+
+
+def test_a_translation_to_the_same_place_is_none() -> None:
+    nat = {"PREROUTING": ("-p tcp -j DNAT --to-destination 10.96.0.1:80",)}
+    assert DROPPED not in outcomes(nat=nat, filter_={"FORWARD": ("-m conntrack --ctstate DNAT -j DROP",)})
+
+
 def test_marks_are_set_bit_by_bit() -> None:
     def marked(options: str, before: int, after: int) -> None:
         rules = (f"-j MARK {options}", f"-m mark --mark {after:#x} -j DROP")
@@ -146,21 +237,30 @@ def test_marks_are_set_bit_by_bit() -> None:
 @pytest.mark.parametrize(
     ("packet", "hooks"),
     [
-        (OUTSIDE, ["nat PREROUTING", "filter FORWARD", "nat POSTROUTING"]),
-        (Packet("198.51.100.7", "10.200.0.2"), ["nat PREROUTING", "filter INPUT", "nat INPUT"]),
-        (Packet("10.200.0.2", "8.8.8.8", origin=Origin.NODE), ["nat OUTPUT", "filter OUTPUT", "nat POSTROUTING"]),
+        (OUTSIDE, "PREROUTING nat, FORWARD filter, POSTROUTING nat"),
+        (Packet("198.51.100.7", "10.200.0.2"), "PREROUTING nat, INPUT filter nat"),
+        (Packet("10.200.0.2", "8.8.8.8", origin=Origin.NODE), "OUTPUT nat filter, POSTROUTING nat"),
         (
             Packet("10.200.0.2", "127.0.0.1", origin=Origin.NODE),
-            ["nat OUTPUT", "filter OUTPUT", "nat POSTROUTING", "filter INPUT"],
+            "OUTPUT nat filter, POSTROUTING nat, PREROUTING, INPUT filter",
         ),
-        (Packet("198.51.100.7", "10.96.0.1", state="ESTABLISHED"), ["filter FORWARD"]),
+        (Packet("198.51.100.7", "10.96.0.1", state="ESTABLISHED"), "PREROUTING, FORWARD filter, POSTROUTING"),
     ],
 )
-def test_hooks_come_in_the_kernels_order(packet: Packet, hooks: list[str]) -> None:
+def test_hooks_come_in_the_kernels_order(packet: Packet, hooks: str) -> None:
+    tables = ("raw", "mangle", "nat", "filter", "security")
+    others = {"PREROUTING": ["raw", "mangle"], "OUTPUT": ["raw", "mangle"], "POSTROUTING": ["mangle"]}
     names = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
     every = dict.fromkeys(names, ("-m comment --comment seen",))
-    (path,) = Simulator({"nat": every, "filter": every}, Family.IPV4, HOST).paths(packet)
-    assert [f"{step.table} {step.hook}" for step in path.steps] == hooks
+    expected = []
+    for hook, *of_hook in (part.split() for part in hooks.split(", ")):
+        last = ["security"] if "filter" in of_hook else []
+        both = [*others.get(hook, ["mangle"]), *of_hook]
+        if last:
+            both.insert(both.index("filter") + 1, "security")
+        expected += [f"{table} {hook}" for table in both]
+    (path,) = Simulator(dict.fromkeys(tables, every), Family.IPV4, HOST).paths(packet)
+    assert [f"{step.table} {step.hook}" for step in path.steps] == expected
 
 
 def test_a_translated_packet_is_filtered_by_where_it_goes() -> None:
@@ -214,6 +314,8 @@ def test_policies() -> None:
     assert outcomes(filter_={"FORWARD": ()}, policies=drop) == {DROPPED: 1}
     assert outcomes(filter_={"FORWARD": ("-j RETURN",)}, policies=drop) == {DROPPED: 1}
     assert outcomes(filter_={"FORWARD": ("-j ACCEPT",)}, policies=drop) == {UNTOUCHED: 1}
+    (path,) = Simulator({"filter": {"FORWARD": ()}}, Family.IPV4, HOST, drop).paths(OUTSIDE)
+    assert [(step.chain, step.position, step.rule) for step in path.steps] == [("FORWARD", 0, "policy DROP")]
 
 
 def test_rejections_tell_their_kind() -> None:
@@ -312,6 +414,9 @@ def random_tables(chance: random.Random) -> Tables:
             "-m addrtype --dst-type LOCAL",
             "-m conntrack --ctstate NEW",
             f"-m conntrack {chance.choice(['', '! '])}--ctstate DNAT",
+            "-p udp -m multiport --dports 1,3,5:6",
+            f"-m conntrack --ctstate {chance.choice(['UNTRACKED', 'NEW,DNAT'])}",
+            f"-m connmark --mark {1 << chance.randrange(3):#x}/0x7",
             f"-m recent {chance.choice(['--set', '--rcheck'])} --name {table[:3]}{chance.randrange(2)}",
             "",
         ]
@@ -320,7 +425,9 @@ def random_tables(chance: random.Random) -> Tables:
         if table == "nat":
             targets += [f"-p udp -j DNAT --to-destination 10.{chance.randrange(4)}.0.9:{chance.randrange(1, 8)}"]
         elif chance.random() < 0.2:
-            targets += ["-j DROP"]
+            targets += ["-j DROP", "-j CT --notrack"][: 1 + (table == "raw")]
+        if table != "raw":
+            targets += ["-j CONNMARK --save-mark", "-j CONNMARK --restore-mark"][: chance.randrange(3)]
         targets += [f"-{arrow} {name}" for name in later for arrow in "jg"]
         match, target = chance.choice(matches), chance.choice(targets)
         return f"{match} {target.removeprefix('-p udp ') if '-p ' in match else target}".strip()
@@ -333,7 +440,8 @@ def random_tables(chance: random.Random) -> Tables:
 
     return {
         "nat": chains("nat") | {"INPUT": ("-p udp",)},  # no DNAT there
-        "filter": chains("filter") | {"INPUT": chain("filter", names)},
+        **{table: chains(table) | {"INPUT": chain(table, names)} for table in ("mangle", "filter")},
+        "raw": chains("raw"),
     }
 
 

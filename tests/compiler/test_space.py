@@ -19,7 +19,7 @@ ports = st.sampled_from([0, 1, 80, 8191, 8192, 30_000, 32_767, 32_768, 65_535]) 
 def matches(rule: str, address: str, protocol: str, port: int) -> bool | None:
     family = Family.of(address)
     packet = Packet(address, address, protocol, port)
-    scene = Scene(packet, Host(), "PREROUTING", "", "", {})
+    scene = Scene(packet, Host(), "nat", "PREROUTING", "", "", {})
     ((truth, _, _),) = KernelRule(rule, family).ask(State(0, number(address), port, 0), Fraction(1), scene)
     return truth
 

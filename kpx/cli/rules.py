@@ -1,0 +1,194 @@
+"""Rules to ask questions about: those in the kernel, those that manifests compile to, or a dump's. For any command."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kpx import host
+from kpx.analysis.packet import Host
+from kpx.analysis.simulate import Simulator, tables_of, tables_of_save
+from kpx.api import Node
+from kpx.cli.inputs import (
+    Inputs,
+    backend_option,
+    config_option,
+    layout_option,
+    node_option,
+    read_inputs,
+    tools_for,
+)
+from kpx.errors import KpxError
+from kpx.family import Family
+from kpx.model.node import node_view
+from kpx.netfilter.save import Saved, SaveError, parse_save
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Rules of one family: where they are from, in words, and what tells the way of a packet through them.
+
+    `saved` is what a dump or the kernel told, None if the rules were compiled.
+    """
+
+    origin: str
+    simulator: Simulator
+    saved: Saved | None = None
+
+
+@dataclass(frozen=True)
+class RuleSource:
+    """Where the options of `rule_options` say that rules are to be found.
+
+    Of what they name, a dump comes before the kernel, and the kernel before manifests; without any it is the kernel.
+    """
+
+    files: tuple[str, ...]
+    node: str | None
+    config_file: str | None
+    layout: str
+    keep_going: bool
+    rules: str | None
+    live: bool
+    backend: str
+    node_addresses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rules is not None and self.live:
+            raise KpxError("--rules and --live: choose one of them")
+        if self.rules == STDIN and STDIN in self.files:
+            raise KpxError("--rules - and -f -: standard input can be read only once")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the rules are those that manifests compile to."""
+        return bool(self.files) and self.rules is None and not self.live
+
+    @cached_property
+    def inputs(self) -> Inputs | None:
+        """The objects and the configuration; None if no manifests are named. Raises KpxError."""
+        if not self.files:
+            return None
+        return read_inputs(self.files, self.node, self.config_file, self.layout, self.keep_going)
+
+    def held(self, family: Family) -> Held:
+        """The rules of a family. Raises KpxError; InputError if objects are unsound, unless told to keep going."""
+        if self.compiles and self.inputs:
+            ruleset = self.inputs.compile((family,)).rulesets[family]
+            return Held("manifests", Simulator(tables_of(ruleset), family, self.host(family)))
+        origin, saved = self._dump if self.rules is not None else self._kernel(family)
+        if self.rules is not None and (other := _family_of(saved)) not in (family, None):
+            raise KpxError(f"{origin}: holds rules of {other}, not of {family}")
+        tables, policies = tables_of_save(saved)
+        return Held(origin, Simulator(tables, family, self.host(family), policies), saved)
+
+    def host(self, family: Family) -> Host:
+        """The host that the rules act on: the addresses named, else those in the kernel, or of the Node object."""
+        if self.node_addresses:
+            return Host(self.node_addresses)
+        if self.inputs:
+            node = next((one for one in self.inputs.objects if _is_node(one, self.inputs.node_name)), None)
+            if isinstance(node, Node):
+                bound = self.inputs.config.bind_address
+                addresses = node_view(self.inputs.node_name, family, node, bound).addresses
+                return Host((*addresses, *(host.interface_addresses(family) if self._is_live else ())))
+        return Host(host.interface_addresses(family) if self._is_live else None)
+
+    @property
+    def _is_live(self) -> bool:
+        return self.rules is None and not self.compiles
+
+    @cached_property
+    def _dump(self) -> tuple[str, Saved]:
+        name = self.rules or STDIN
+        origin = "standard input" if name == STDIN else name
+        try:
+            data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+            return origin, parse_save(data.decode(errors="surrogateescape"))
+        except OSError as error:
+            raise KpxError(f"{origin}: {error.strerror}") from error
+        except (SaveError, ValueError) as error:
+            raise KpxError(f"{origin}: {error}") from error
+
+    def _kernel(self, family: Family) -> tuple[str, Saved]:
+        tools = tools_for(family, self.backend)
+        return f"the kernel ({tools.backend})", parse_save(tools.save())
+
+
+def _is_node(one: object, name: str) -> bool:
+    return isinstance(one, Node) and one.metadata.name == name
+
+
+def _family_of(saved: Saved) -> Family | None:
+    """The family of the first address in a dump; None if there is none."""
+    for table in saved.values():
+        for chain in table.chains.values():
+            for rule in chain.rules:
+                words = rule.split(" ", 3)
+                if words[0] == "!":
+                    del words[0]
+                if words[0] in ("-s", "-d") and len(words) > 1:
+                    return Family.of(words[1])
+    return None
+
+
+def _addresses(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_address(value)) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+_OPTIONS = (
+    click.option(
+        "--rules", metavar="FILE", help="The rules that iptables-save wrote to this file (- for standard input)."
+    ),
+    click.option(
+        "--live", is_flag=True, help="The rules in the kernel; the default without -f and --rules. Needs root."
+    ),
+    backend_option,
+    click.option(
+        "-f",
+        "--file",
+        "files",
+        multiple=True,
+        metavar="PATH",
+        help="Manifests: a file, a directory (recursive) or - for standard input. May be repeated.",
+    ),
+    node_option,
+    config_option,
+    layout_option,
+    click.option("--keep-going", is_flag=True, help="Leave broken objects out instead of stopping."),
+    click.option(
+        "--node-address",
+        "node_addresses",
+        multiple=True,
+        metavar="ADDRESS",
+        callback=_addresses,
+        help="An address of the node, where neither the kernel nor a Node object tells. May be repeated.",
+    ),
+)
+
+
+def rule_options(command: Command) -> Command:
+    """The options that name rules; the command gets a RuleSource as its first argument instead."""
+
+    @wraps(command)
+    def with_source(**values: Any) -> Any:
+        source = RuleSource(**{name: values.pop(name) for name in RuleSource.__dataclass_fields__})
+        return command(source, **values)
+
+    decorated: Any = with_source
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    result: Command = decorated
+    return result
