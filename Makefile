@@ -20,6 +20,7 @@ lint: setup
 
 golden: setup
 	KPX_GOLDEN=write $(BIN)/python -m pytest -q tests/golden
+	$(BIN)/python -m tests.chart.generate
 
 bench: setup
 	$(BIN)/python -m tests.bench
