@@ -328,12 +328,17 @@ def _conditions(match: Match) -> Iterator[Condition]:
         yield from (_test(known.get(option.name), option) for option in match.options)
 
 
-def _port(of_packet: Callable[[State, Scene], int], value: str) -> Test:
+def _port(of_packet: Callable[[State, Scene], int | None], value: str) -> Test:
     low, _, high = value.partition(":")
     if not (low.isdecimal() and (high or low).isdecimal()):
         return _unknown
     first, last = int(low), int(high or low)
-    return lambda state, scene: first <= of_packet(state, scene) <= last
+
+    def test(state: State, scene: Scene) -> Truth:
+        port = of_packet(state, scene)
+        return first <= port <= last if port is not None else None
+
+    return test
 
 
 def _mark(value: str) -> Test:
@@ -413,11 +418,16 @@ def _tcp_flags(mask: str, flags: str) -> Test:
     return lambda state, scene: holds if scene.packet.state == "NEW" and scene.packet.protocol == "tcp" else None
 
 
-def _ports(of_packet: Sequence[Callable[[State, Scene], int]], value: str) -> Test:
+def _ports(of_packet: Sequence[Callable[[State, Scene], int | None]], value: str) -> Test:
     tests = [_port(one, item) for item in value.split(",") for one in of_packet]
     if _unknown in tests:
         return _unknown
-    return lambda state, scene: any(test(state, scene) for test in tests)
+
+    def test(state: State, scene: Scene) -> Truth:
+        answers = {one(state, scene) for one in tests}
+        return True if True in answers else None if None in answers else False
+
+    return test
 
 
 def _range(of_packet: Callable[[State], int | None], value: str) -> Test:
@@ -456,7 +466,7 @@ def _to_port(state: State, scene: Scene) -> int:
     return state.port
 
 
-def _from_port(state: State, scene: Scene) -> int:
+def _from_port(state: State, scene: Scene) -> int | None:
     return scene.packet.source_port
 
 

@@ -20,16 +20,17 @@ class Origin(StrEnum):
 class Packet:
     """The first packet of a connection.
 
-    `protocol` is in lower case. Interfaces that aren't given are unknown, which matters if a rule asks for them; so is
-    whether it came in through a port of a bridge. `state` is what conntrack says of it (`--ctstate`): nat is asked
-    for the first packet of a connection only, and what rules ask of an earlier translation can't be known of others.
+    `protocol` is in lower case, the destination port is 0 where it has none. What is None isn't known, which matters if
+    a rule asks for it: the source port, interfaces, whether it came in through a port of a bridge. `state` is what
+    conntrack says of it (`--ctstate`): nat is asked for the first packet of a connection only, and what rules ask of an
+    earlier translation can't be known of others.
     """
 
     source: str
     destination: str
     protocol: str = "tcp"
     destination_port: int = 0
-    source_port: int = 0
+    source_port: int | None = None
     origin: Origin = Origin.OUTSIDE
     in_interface: str | None = None
     out_interface: str | None = None

@@ -14,6 +14,7 @@ from fractions import Fraction
 
 from kpx.analysis.match import Chain, KernelRule, Scene, State, Step, Trail
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, number, text
+from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.options import Option
 from kpx.netfilter.ruleset import Rules, Ruleset
@@ -61,6 +62,15 @@ def simulate(
     return Simulator(tables, packet.family, host).outcomes(packet, known)
 
 
+MOST_WAYS = 50_000
+DEEPEST = 128
+"""Chains that a packet may be in at once; nf_tables takes 16."""
+
+
+class WaysError(KpxError):
+    """A packet has so many ways that they can't be listed, although its outcomes may be few."""
+
+
 @dataclass(frozen=True, slots=True)
 class Path:
     """One way that a packet can take: the rules it matches, in order, and what comes of it with which probability.
@@ -91,7 +101,10 @@ class Simulator:
         return _outcomes(_Journey(self, packet, known or {}, traced=False).ends())
 
     def paths(self, packet: Packet, known: Mapping[str, float] | None = None) -> tuple[Path, ...]:
-        """Every way to an outcome, the likeliest first. A match of chance makes two of one, whatever its effect."""
+        """Every way to an outcome, the likeliest first. A match of chance makes two of one, whatever its effect.
+
+        Raises WaysError if there are more than `MOST_WAYS`.
+        """
         ends = _Journey(self, packet, known or {}, traced=True).ends()
         paths = (
             Path(outcome, weight, _steps(state.trail), state.examined, state.noted) for outcome, state, weight in ends
@@ -241,10 +254,8 @@ class _Visit:
     def chain(self, name: str, weights: Weights) -> Weights:
         """Pass a chain; returns what comes back from it."""
         chain = self.journey.simulator.chain(self.table, name)
-        if chain is None or name in self._above:
-            why = f"{self.table}: {name} leads to itself" if chain else f"{self.table}: there is no chain {name}"
-            for state, weight in weights.items():
-                self.journey.end(Outcome(Fate.UNKNOWN, detail=why), state, weight)
+        if chain is None or name in self._above or len(self._above) == DEEPEST:
+            self._strand(name, weights)
             return {}
         self._above.append(name)
         on, back = dict(weights), Weights()
@@ -258,9 +269,23 @@ class _Visit:
                 for stays, returns in self._cases(step, rule, state, weight):
                     _merge(on, stays)
                     _merge(back, returns)
+            if self.journey.traced and len(on) + len(back) + len(self.journey.ended) > MOST_WAYS:
+                raise WaysError(f"{self.table} {name}: more than {MOST_WAYS} ways lead up to rule {position}")
         self._above.pop()
         _merge(back, self._counted(on, len(chain) - passed))
         return back
+
+    def _strand(self, name: str, weights: Weights) -> None:
+        """End the way of packets that no chain of this name can take."""
+        why = (
+            "leads to itself"
+            if name in self._above
+            else "lies too deep"
+            if len(self._above) == DEEPEST
+            else "is missing"
+        )
+        for state, weight in weights.items():
+            self.journey.end(Outcome(Fate.UNKNOWN, detail=f"{self.table}: {name} {why}"), state, weight)
 
     def _counted(self, weights: Weights, rules: int) -> Weights:
         """Packets that have been compared with so many more rules."""
@@ -273,12 +298,23 @@ class _Visit:
         for truth, after, part in rule.ask(state, weight, self.scene):
             if not part:
                 continue
-            if truth is False or (truth is None and rule.target in _SILENT):
+            if truth is False or (truth is None and self._is_idle(rule, after)):
                 yield {after: part}, {}
             elif truth is None:
                 self._lost(step, after, part)
             else:
                 yield self._act(step, rule, self.traced(step, after), part)
+
+    def _is_idle(self, rule: KernelRule, state: State) -> bool:
+        """Whether it makes no difference if this packet matches: behind the rule it is where and what it was."""
+        if rule.target in TARGETS or rule.parsed.goto:
+            return rule.target in _SILENT
+        aside = _Journey(self.journey.simulator, self.journey.packet, self.journey.known, traced=False)
+        visit = _Visit(aside, self.scene)
+        visit._above = [*self._above]
+        bare = state._replace(trail=None, examined=0)
+        back = visit.chain(rule.target, {bare: Fraction(1)})
+        return back == {bare: 1} and not visit.accepted and not aside.ended
 
     def _act(self, step: Step, rule: KernelRule, state: State, weight: Fraction) -> tuple[Weights, Weights]:
         """Carry out a rule's target."""
@@ -457,3 +493,6 @@ _CHANGES: Mapping[str, Callable[[KernelRule, State, Scene], State | None]] = {
 
 _GOES_ON = frozenset({"MARK", "CONNMARK", "NOTRACK", "CT"})
 """Those of them behind which the packet goes on in the chain."""
+
+TARGETS = _SILENT | _REFUSALS.keys() | _CHANGES.keys() | {"ACCEPT", "RETURN"}
+"""Every target that isn't a chain, as far as it is known here what it does."""

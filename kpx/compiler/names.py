@@ -15,6 +15,9 @@ FIREWALL = "KUBE-FIREWALL"
 MARK_MASQ = "KUBE-MARK-MASQ"
 POSTROUTING = "KUBE-POSTROUTING"
 
+KINDS = ("SVC", "SVL", "EXT", "FW")
+"""The kinds of chains that a service port has, as in KUBE-SVC-<hash>."""
+
 
 def port_hash(name: ServicePortName) -> str:
     """The 16 characters that tell service ports apart: base32(sha256("namespace/name:port" + protocol))."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet
-from kpx.analysis.simulate import Simulator, Tables, tables_of_save
+from kpx.analysis.simulate import Simulator, Tables, WaysError, tables_of_save
 from kpx.family import Family
 from kpx.netfilter.ruleset import Rules
 from kpx.netfilter.save import parse_save
@@ -353,6 +353,30 @@ def test_what_is_not_known_is_not_guessed(rules: Mapping[str, Rules]) -> None:
     (outcome,) = outcomes(nat=rules)
     assert outcome.fate is Fate.UNKNOWN
     assert outcome.detail.startswith("nat")
+
+
+def test_what_makes_no_difference_need_not_be_known() -> None:
+    def fate(*other: str) -> Fate:
+        rules = {"FORWARD": ("-m set --match-set hosts src -j A",), "A": other, "B": ("-m mark --mark 0x1 -j DROP",)}
+        (outcome,) = outcomes(filter_=rules)
+        return outcome.fate
+
+    assert fate() is fate("-d 10.0.0.1/32 -j DROP") is fate("-j B", "-j LOG") is Fate.UNTOUCHED
+    assert fate("-j DROP") is fate("-j MARK --set-xmark 0x1/0x1") is fate("-j A") is Fate.UNKNOWN
+    (outcome,) = outcomes(filter_={"FORWARD": ("-m set --match-set hosts src -g A", "-j DROP"), "A": ()})
+    assert outcome.fate is Fate.UNKNOWN
+
+
+def test_ways_that_can_not_be_listed() -> None:
+    idle = {"FORWARD": ("-m statistic --mode random --probability 0.5",) * 40}
+    with pytest.raises(WaysError):
+        Simulator({"filter": idle}, Family.IPV4, HOST).paths(OUTSIDE)
+
+
+def test_chains_without_end() -> None:
+    deep = {"FORWARD": ("-j C0",)} | {f"C{n}": (f"-j C{n + 1}",) for n in range(1000)} | {"C1000": ("-j DROP",)}
+    (outcome,) = outcomes(filter_=deep)
+    assert outcome.fate is Fate.UNKNOWN
 
 
 def test_half_a_guess_is_half_unknown() -> None:

@@ -1,0 +1,297 @@
+"""`kpx trace`."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kpx.analysis.notation import parse_flow, parse_place
+from kpx.analysis.packet import Fate, Origin, Packet, endpoint, number
+from kpx.analysis.report import OutcomeReport, PathReport, StepReport, Trace, segments, trace, unknowns
+from kpx.analysis.simulate import TARGETS, Simulator
+from kpx.cli.output import page, print_json, print_schema, put, share
+from kpx.cli.rules import RuleSource, rule_options
+from kpx.compiler import names
+from kpx.errors import KpxError
+from kpx.model.cluster import cluster_of
+
+STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
+SHOWN = 8
+"""Branches that are printed in full, unless all are asked for."""
+
+
+class _Arrow(click.Command):
+    """A command with `->` among its arguments, which would be an option otherwise."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["to" if arg == "->" else arg for arg in args])
+
+
+def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        print_schema(Trace)
+        ctx.exit()
+
+
+def _mark(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    try:
+        mark = int(value, 0)
+    except ValueError:
+        mark = -1
+    if not 0 <= mark < 1 << 32:
+        raise click.BadParameter(f"{value!r} is no mark: a number of 32 bits, such as 0x4000")
+    return mark
+
+
+@click.command(cls=_Arrow)
+@click.argument("packet", nargs=-1, required=True)
+@click.option(
+    "--from",
+    "origin",
+    type=click.Choice([one.value for one in Origin]),
+    help="Where the packet comes from [default: node if the source is the node's address, else outside].",
+)
+@click.option("--interface", metavar="NAME", help="The interface it comes in by, where rules ask for that.")
+@click.option("--out-interface", metavar="NAME", help="The interface it leaves by.")
+@click.option("--bridged/--not-bridged", default=None, help="Whether it comes in through a port of a bridge.")
+@click.option("--mark", default="0", callback=_mark, help="Its mark when it comes in.")
+@click.option("--ctstate", type=click.Choice(STATES), default="NEW", show_default=True, help="What conntrack says.")
+@click.option(
+    "--known",
+    multiple=True,
+    metavar="WHOM[@SECONDS]",
+    help="The client was there so many seconds ago: an endpoint ADDRESS:PORT, or a list of -m recent. May be repeated.",
+)
+@click.option("--all", "everything", is_flag=True, help="Print all branches, however many there are.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; --schema tells its shape.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@rule_options
+def command(
+    source: RuleSource,
+    packet: tuple[str, ...],
+    origin: str | None,
+    known: tuple[str, ...],
+    everything: bool,
+    as_json: bool,
+    **details: Any,
+) -> None:
+    """Follow a PACKET, 'tcp 10.244.1.5 -> 10.96.1.10:80', through the rules: every step, every outcome.
+
+    Asks the rules in the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f
+    those that manifests compile to. Probabilities are exact. What can't be known is said, never guessed.
+
+    \b
+    Example:
+      kpx trace 'tcp 10.244.1.5 -> 10.96.1.10:80' --from pod --rules dump.save
+    """
+    if packet[-1] == "-":
+        raise KpxError("the shell took > for a redirection: put the packet in quotes, or write 'to' for the arrow")
+    flow = parse_flow(" ".join(packet))
+    held = source.held(flow.family)
+    asked = Packet(
+        source=flow.source,
+        destination=flow.destination,
+        protocol=flow.protocol,
+        destination_port=flow.destination_port or 0,
+        source_port=flow.source_port,
+        origin=Origin(origin) if origin else _origin(held.simulator, flow.source),
+        in_interface=details["interface"],
+        out_interface=details["out_interface"],
+        mark=details["mark"],
+        state=details["ctstate"],
+        bridged=details["bridged"],
+    )
+    lists = _known(held.simulator, asked, known)
+    found = trace(held.simulator, asked, lists, rules=held.origin, name_of=_names(source, held.simulator).get)
+    if as_json:
+        print_json(found)
+    else:
+        with page() as out:
+            _print(out, found, len(found.paths) if everything else SHOWN)
+
+
+def _origin(simulator: Simulator, address: str) -> Origin:
+    local = simulator.host.is_local(number(address), simulator.family)
+    return Origin.NODE if local else Origin.OUTSIDE
+
+
+def _names(source: RuleSource, simulator: Simulator) -> Mapping[str, str]:
+    """The chains of manifests' Services by their hashes."""
+    if source.inputs is None:
+        return {}
+    cluster = cluster_of(source.inputs.objects, simulator.family, source.inputs.node_name)
+    found = {f"KUBE-{kind}-{names.port_hash(one)}": str(one) for one in cluster.ports for kind in names.KINDS}
+    for one in cluster.ports:
+        for place in cluster.endpoints.get(one, ()):
+            found[names.endpoint_chain(one, str(place))] = f"{one} -> {place}"
+    return found
+
+
+def _known(simulator: Simulator, packet: Packet, words: Sequence[str]) -> Mapping[str, float]:
+    """The lists of xt_recent on which the client is."""
+    found: dict[str, float] = {}
+    for word in words:
+        whom, _, seconds = word.rpartition("@") if "@" in word else (word, "", "0")
+        if not seconds.isdecimal():
+            raise KpxError(f"--known {word}: not a number of seconds: {seconds!r}")
+        lists = {whom}
+        if ":" in whom:
+            address, port = parse_place(whom)
+            there = endpoint(number(address), port or 0, simulator.family)
+            paths = [path for path in simulator.paths(packet) if path.outcome.destination == there]
+            lists = {name for path in paths for name in path.noted}
+            if not paths:
+                raise KpxError(f"--known {word}: no way of this packet leads there")
+            if not lists:
+                raise KpxError(f"--known {word}: the rules don't remember who goes there (no session affinity)")
+        found |= dict.fromkeys(lists, float(seconds))
+    return found
+
+
+# ---- for people ----
+
+
+def _print(out: Console, found: Trace, shown: int) -> None:
+    packet = found.packet
+    source = _place(packet.source, packet.source_port)
+    destination = _place(packet.destination, packet.destination_port or None)
+    where = {"pod": "from a pod", "outside": "from outside", "node": "from the node itself"}[packet.origin]
+    out.print(Text(f"{packet.protocol} {source} -> {destination}", "bold"), Text(f"{where}, {packet.ctstate}"))
+    out.print(Text(f"through the rules of {packet.rules}", "dim"))
+    for title, ways in _by_segment(found.paths):
+        out.print()
+        out.print(Text(title, "bold"))
+        _print_ways(out, ways, 2, shown)
+    out.print()
+    out.print(_outcome_table(found.outcomes, found.paths))
+    for what in unknowns(found):
+        put(out, Text(f"can't be known: {what}", "yellow"))
+    if unknowns(found):
+        out.print("Options that may help: --interface, --out-interface, --node-address, --bridged, a source port.")
+
+
+def _place(address: str, port: int | None) -> str:
+    host = f"[{address}]" if ":" in address and port is not None else address
+    return host if port is None else f"{host}:{port}"
+
+
+Way = tuple[tuple[StepReport, ...], Fraction]
+
+
+def _by_segment(paths: Sequence[PathReport]) -> Iterator[tuple[str, list[Way]]]:
+    """For each table and hook, in order, the different ways through it, with their shares of all packets."""
+    found: dict[tuple[str, str], dict[tuple[StepReport, ...], Fraction]] = {}
+    for path in paths:
+        for where, steps in segments(path.steps):
+            ways = found.setdefault(where, {})
+            ways[steps] = ways.get(steps, Fraction(0)) + Fraction(path.outcome.exact)
+    order = sorted(found, key=lambda where: _ORDER.index(where) if where in _ORDER else len(_ORDER))
+    for hook, table in order:
+        yield f"{hook}, table {table}", list(found[hook, table].items())
+
+
+_ORDER = [
+    (hook, table)
+    for hook, tables in (
+        ("OUTPUT", ("raw", "mangle", "nat", "filter", "security")),
+        ("FORWARD", ()),
+        ("PREROUTING", ("raw", "mangle", "nat")),
+        ("INPUT", ("mangle", "filter", "security", "nat")),
+        ("FORWARD", ("mangle", "filter", "security")),
+        ("POSTROUTING", ("mangle", "nat")),
+    )
+    for table in tables
+]
+
+
+def _print_ways(out: Console, ways: Sequence[Way], indent: int, shown: int) -> None:
+    """What all ways have in common first, then each branch."""
+    common = 0
+    first = ways[0][0]
+    while all(len(steps) > common and steps[common] == first[common] for steps, _ in ways) and common < len(first):
+        common += 1
+    for at in range(common):
+        _print_step(out, first, at, indent)
+    rest = [(steps[common:], part) for steps, part in ways]
+    if len(rest) == 1:
+        return
+    for steps, part in rest[:shown]:
+        put(out, Text(f"{share(part)} of packets:", "cyan"), indent)
+        if not steps:
+            put(out, Text("nothing more", "dim"), indent + 2)
+        for at in range(len(steps)):
+            _print_step(out, steps, at, indent + 2)
+    if len(rest) > shown:
+        left = sum((part for _, part in rest[shown:]), Fraction(0))
+        more = f"… {len(rest) - shown} more branches, {share(left)} of packets (--all prints them)"
+        put(out, Text(more, "dim"), indent)
+
+
+def _print_step(out: Console, steps: Sequence[StepReport], at: int, indent: int) -> None:
+    step = steps[at]
+    place = f"{step.chain} {step.position}" if step.position else step.chain
+    match = _plain_match(step.match)
+    put(out, Text.assemble((place, "bold"), f"  {match}" if match else ""), indent)
+    target = step.action.split(" ")[0]
+    note = ""
+    if target == "RETURN":
+        note = "back to where the packet came from"
+    elif target in ("", "DROP", "REJECT"):
+        note = step.comment
+    elif step.target_name:
+        note = step.target_name
+    if _is_chain(target) and not (at + 1 < len(steps) and steps[at + 1].chain == target):
+        note = f"{note}; nothing there matches" if note else "nothing there matches"
+    words = Text.assemble(("→ ", "green"), step.action or "goes on", (f"  ({note})" if note else "", "magenta"))
+    put(out, words, indent + 2)
+
+
+def _is_chain(target: str) -> bool:
+    return target not in TARGETS
+
+
+_CHANCE = re.compile(r"-m statistic --mode random --probability ([0-9.]+)")
+_IDLE = re.compile(r" ?-m (?:tcp|udp|sctp)(?= -m |$)")
+
+
+def _plain_match(match: str) -> str:
+    """What a rule asks for, without the words that don't help a reader."""
+    simple = _CHANCE.sub(lambda found: f"by chance, {share(found[1])}", match)
+    return _IDLE.sub("", simple).replace(" --mask 255.255.255.255 --rsource", "").strip()
+
+
+_FATES = {
+    Fate.TRANSLATED: "translated",
+    Fate.UNTOUCHED: "passes, not translated",
+    Fate.REJECTED: "rejected",
+    Fate.DROPPED: "dropped",
+    Fate.UNKNOWN: "unknown",
+}
+
+
+def _outcome_table(outcomes: Sequence[OutcomeReport], paths: Sequence[PathReport]) -> Table:
+    rows = [("Share", "Outcome", "Arrives at", "Source", "By")]
+    for one in outcomes:
+        last = next(path for path in paths if path.outcome.model_copy(update=_shares(one)) == one).steps[-1:]
+        fate = Fate(one.fate)
+        refused = fate in (Fate.REJECTED, Fate.DROPPED)
+        by = f"{last[0].table} {last[0].chain} {last[0].position or 'policy'}" if refused and last else ""
+        source = "" if refused or fate is Fate.UNKNOWN else "masqueraded" if one.masqueraded else "kept"
+        outcome = f"{_FATES[fate]}: {one.detail}" if fate is Fate.REJECTED else _FATES[fate]
+        rows.append((share(one.exact), outcome, one.destination, source, by))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    filled = [column for column in range(5) if any(row[column] for row in rows[1:])]
+    for column in filled:
+        table.add_column(rows[0][column], overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(row[column] for column in filled))
+    return table
+
+
+def _shares(one: OutcomeReport) -> Mapping[str, object]:
+    return {"share": one.share, "exact": one.exact}
