@@ -5,7 +5,6 @@ zeros for decimal, and Go's `net.IP` prints an IPv4-mapped IPv6 address as IPv4.
 """
 
 import re
-from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Annotated, Final
 
@@ -21,7 +20,6 @@ NOT_SPECIAL: Final = "must not be an unspecified, loopback or link-local address
 _PREFIX = re.compile(r"[0-9]{1,3}")
 
 
-@lru_cache(maxsize=1 << 17)
 def canonical(text: str) -> str | None:
     """The address in canonical text, or None if it isn't one; zone ids are none.
 
