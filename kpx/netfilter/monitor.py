@@ -10,6 +10,8 @@ What the kernel tells (`nf_tables_api.c`), in one multicast group per network na
   the kernel choose it, which takes the pid in the sender's *own* pid namespace (`netlink_autobind`: a
   negative number if another socket of the network namespace has that port). So this one can be compared, but
   processes of other pid namespaces may bear the same number, at other times.
+- Of a chain that is renamed the kernel tells the new name only. But the tools send a new chain with NLM_F_CREATE or
+  NLM_F_EXCL, which the kernel repeats, and a rename without.
 - GETGEN answers with the present generation, and the asking thread's pid in the initial pid namespace.
 
 So a commit is our own if its port is the pid of a child of ours and its generation lies between the one just
@@ -43,6 +45,8 @@ _GEN_ID, _GEN_PROC_PID, _GEN_PROC_NAME = 1, 2, 3
 _TABLE = 1
 _CHAIN_ATTRIBUTE = {_NEWTABLE: 0, _DELTABLE: 0, _NEWCHAIN: 3, _DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}
 """Which attribute names the chain, by message; 0 where none does. All of them name the table in attribute 1."""
+_NEW = 0x600
+"""NLM_F_CREATE and NLM_F_EXCL."""
 _FAMILY = {2: Family.IPV4, 10: Family.IPV6}
 _TABLES: dict[bytes, TableName] = {f"{name}\0".encode(): name for name in TABLES}
 _WORD = struct.Struct(">I")
@@ -160,7 +164,8 @@ class NftMonitor:
     """Tells what other processes change in this network namespace's `filter` and `nat` tables of iptables-nft.
 
     Listens from the moment it is made: what is read from the tables afterwards can't go stale unnoticed.
-    Commits that touch neither chains of ours nor built-in ones are left out.
+    Commits that touch neither chains of ours nor built-in ones are left out; any chain
+    that is renamed may have been ours.
     """
 
     def __init__(self, own: OwnCommits, room: int = _ROOM) -> None:
@@ -251,14 +256,15 @@ class NftMonitor:
         """Remember which of our tables and chains the messages of one datagram name."""
         buffer, at = self._buffer, 0
         while at < size:
-            length, kind, _, _, _ = HEADER.unpack_from(buffer, at)
+            length, kind, flags, _, _ = HEADER.unpack_from(buffer, at)
             wanted = _CHAIN_ATTRIBUTE.get(kind & 0xFF)
             family = _FAMILY.get(buffer[at + HEADER.size])
             if wanted is not None and family is not None:
-                self._note_one(family, wanted, at + HEADER.size + NFGENMSG.size, at + length)
+                renamed = kind & 0xFF == _NEWCHAIN and not flags & _NEW
+                self._note_one(family, wanted, renamed, at + HEADER.size + NFGENMSG.size, at + length)
             at += length + 3 & ~3
 
-    def _note_one(self, family: Family, wanted: int, at: int, end: int) -> None:
+    def _note_one(self, family: Family, wanted: int, renamed: bool, at: int, end: int) -> None:
         """One message's attributes: the table's name comes first, the chain's, if any, soon after."""
         length, kind = ATTRIBUTE.unpack_from(self._buffer, at)
         table = _TABLES.get(bytes(self._buffer[at + 4 : at + length]))
@@ -270,7 +276,7 @@ class NftMonitor:
             length, kind = ATTRIBUTE.unpack_from(self._buffer, at)
             if kind == wanted:
                 name = self._buffer[at + 4 : at + length - 1].decode(errors="replace")
-                if name in _BUILT_IN or ours(name):
+                if renamed or name in _BUILT_IN or ours(name):
                     self._families.add(family)
                     self._chains.add((family, table, name))
                 return

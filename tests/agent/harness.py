@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +40,8 @@ ROOT = Path(__file__).parents[2]
 NODE = "node-0"
 KINDS = ("Service", "EndpointSlice", "Node")
 HEALTH_PORT, METRICS_PORT = 10256, 10249
+PATIENCE = 60.0
+"""Seconds to wait for anything: only a bound for a hang, since the machine may be busy."""
 
 Server = ApiServer | ApiServerProcess
 Metrics = Mapping[str, float]
@@ -122,9 +125,9 @@ class AgentProcess:
         """SIGKILL. Tools that it has started run on."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
 
-    def stop(self, timeout: float = 10.0) -> float:
+    def stop(self, timeout: float = PATIENCE) -> float:
         """SIGTERM; seconds until it had ended. Fails unless it ends with status 0."""
         assert self._process is not None
         start = time.monotonic()
@@ -149,7 +152,7 @@ class AgentProcess:
         entries: list[dict[str, Any]] = [json.loads(line) for line in lines if line.startswith("{")]
         return [entry for entry in entries if not event or entry["event"] == event]
 
-    def wait_for_log(self, event: str, count: int = 1, timeout: float = 10.0) -> list[dict[str, Any]]:
+    def wait_for_log(self, event: str, count: int = 1, timeout: float = PATIENCE) -> list[dict[str, Any]]:
         """Wait until an event has been logged so many times since the last start; its entries."""
         for _ in self.patiently(timeout, f"{count} × {event!r}"):
             if len(found := self.log(event)) >= count:
@@ -159,7 +162,7 @@ class AgentProcess:
     def get(self, path: str, port: int = METRICS_PORT, host: str = "127.0.0.1") -> tuple[int, str]:
         """HTTP status and body of a page of its ports. Raises OSError if nobody listens."""
         with self.namespace.entered():
-            connection = http.client.HTTPConnection(host, port, timeout=10)
+            connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
             connection.connect()
         try:
             connection.request("GET", path)
@@ -193,8 +196,10 @@ class AgentProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.running:
-            self.kill()
+        if self._process is not None:
+            with suppress(ProcessLookupError):  # the tools that it has started, too: one may hang
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait(PATIENCE)
 
 
 # What the kernel holds, and what it should.
@@ -250,7 +255,7 @@ def desired(agent: AgentProcess, server: Server) -> dict[Family, Ruleset]:
     return of_both_families(agent, server.objects(*KINDS))
 
 
-def wait_for_rules(agent: AgentProcess, rulesets: Mapping[Family, Ruleset], timeout: float = 10.0) -> float:
+def wait_for_rules(agent: AgentProcess, rulesets: Mapping[Family, Ruleset], timeout: float = PATIENCE) -> float:
     """Wait until the kernel holds these; seconds waited."""
     start, missing = time.monotonic(), dict(rulesets)
     for _ in agent.patiently(timeout, "the kernel as the cluster asks for"):
@@ -262,7 +267,7 @@ def wait_for_rules(agent: AgentProcess, rulesets: Mapping[Family, Ruleset], time
     return time.monotonic() - start
 
 
-def wait_until_converged(agent: AgentProcess, server: Server, timeout: float = 10.0) -> float:
+def wait_until_converged(agent: AgentProcess, server: Server, timeout: float = PATIENCE) -> float:
     """Wait until the kernel is as the server's objects ask for in both families; seconds waited.
 
     The objects must not change meanwhile.

@@ -134,6 +134,9 @@ def test_hundreds_of_services_that_change_at_once_are_one_change(layout: Layout,
         with AgentProcess(namespace, tmp_path, server, layout=layout, config=config) as agent:
             wait_until_converged(agent, server)
             for _ in range(3):
+                for _ in range(2):  # so that it can't sync at once when it hears of the first of many
+                    apply_all(server, islice(changes, 5))
+                    wait_until_converged(agent, server)
                 apply_all(server, islice(changes, 500))
                 wait_until_converged(agent, server)
             assert max(one["services"] for one in agent.log("synced") if not one["full"]) > 100

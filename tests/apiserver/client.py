@@ -34,13 +34,13 @@ class Stream:
         self.connection = connection
         self.response = response
 
-    def line(self, timeout: float = 3.0) -> bytes:
+    def line(self, timeout: float = 60.0) -> bytes:
         """The next line as it came; empty at the end of the answer."""
         assert self.connection.sock is not None
         self.connection.sock.settimeout(timeout)
         return self.response.readline()
 
-    def event(self, timeout: float = 3.0) -> tuple[str, Any]:
+    def event(self, timeout: float = 60.0) -> tuple[str, Any]:
         found = json.loads(self.line(timeout))
         return found["type"], found["object"]
 
@@ -59,8 +59,8 @@ class Client:
     def connection(self) -> HTTPConnection:
         if self.server.url.startswith("https"):
             context = ssl.create_default_context(cafile=str(self.server.ca_file))
-            return HTTPSConnection("127.0.0.1", self.server.port, timeout=5, context=context)
-        return HTTPConnection("127.0.0.1", self.server.port, timeout=5)
+            return HTTPSConnection("127.0.0.1", self.server.port, timeout=60, context=context)
+        return HTTPConnection("127.0.0.1", self.server.port, timeout=60)
 
     def open(
         self,

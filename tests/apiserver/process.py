@@ -164,7 +164,7 @@ class ApiServerProcess:
     def rotate_token(self) -> str:
         return cast(str, self._call("rotate_token"))
 
-    def wait_for(self, condition: "Callable[[ApiServerProcess], object]", timeout: float = 10.0) -> None:
+    def wait_for(self, condition: "Callable[[ApiServerProcess], object]", timeout: float = 60.0) -> None:
         """Wait until `condition(server)` is true. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while not condition(self):
@@ -175,7 +175,7 @@ class ApiServerProcess:
     def stop(self) -> None:
         """End the process. Raises RuntimeError if it ended badly."""
         self._pipe.close()
-        if status := self._process.wait(10):
+        if status := self._process.wait(60):
             raise RuntimeError(f"the API server's process ended with status {status}")
 
     def _call(self, name: str, *arguments: object, **named: object) -> Any:

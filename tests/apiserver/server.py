@@ -226,7 +226,7 @@ class ApiServer:
             faults=dict(state.fault_counts),
         )
 
-    def wait_for(self, condition: "Callable[[ApiServer], object]", timeout: float = 10.0) -> None:
+    def wait_for(self, condition: "Callable[[ApiServer], object]", timeout: float = 60.0) -> None:
         """Wait until `condition(server)` is true. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while not condition(self):
@@ -240,7 +240,7 @@ class ApiServer:
             return
         self._call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
         self._directory.cleanup()
         if self._failures:
@@ -307,4 +307,4 @@ class ApiServer:
         self._loop.call_soon_threadsafe(function, *arguments)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)

@@ -20,6 +20,8 @@ Source = tuple[str, int]
 _ANY_SOURCE: Source = ("", 0)
 # Below the second after which TCP repeats a lost SYN: so one lost packet is one failed connection.
 _PATIENCE = 0.9
+# The rest of a connection waits for a backend to get its turn on a busy machine.
+_ANSWER_PATIENCE = 30.0
 # Between continuous connections, so that they don't starve what they are to watch.
 _BREATH = 0.0005
 _RECEIVE_ERRORS = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
@@ -122,7 +124,8 @@ def connect(
 ) -> Result:
     """Connect `count` times from a host, at most `parallel` at once, each from a new port unless `source` gives one.
 
-    A connection that isn't answered within `patience` seconds has timed out.
+    What isn't answered within `patience` seconds has timed out: a datagram, or the first packet of a connection,
+    which takes the other host's kernel alone.
     """
 
     def once(_: int) -> Attempt:
@@ -242,6 +245,7 @@ def _ask_tcp(address: str, port: int, source: Source, patience: float) -> str:
         # Closing with a reset leaves no TIME_WAIT behind, which would use up the client's ports.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         sock.connect((address, port))
+        sock.settimeout(max(patience, _ANSWER_PATIENCE))
         text = b""
         while part := sock.recv(256):
             text += part

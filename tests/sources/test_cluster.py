@@ -38,12 +38,13 @@ from tests.apiserver import (
 )
 from tests.apiserver.faults import BODY, BOOKMARK, DELIVERY, REQUEST
 
-from .told import FAST, Told, agreed, connected, expected, following, running, until
+from .told import FAST, STEADY, Told, agreed, connected, expected, following, running, until
 
 Test = Callable[[ApiServer, Told], Coroutine[Any, Any, None]]
 
 LISTS = Promises(watch_list=False, bookmark_interval=0.3)
 STREAMS = Promises(watch_list=True, bookmark_interval=0.3)
+SUSPICIOUS = dataclasses.replace(STEADY, silence=FAST.silence)
 MILD = {"drip_rate": 200_000, "hold_seconds": 0.4, "freeze_seconds": 0.2, "oversize_bytes": 1 << 20}
 
 
@@ -63,7 +64,13 @@ PROXIED = "service.kubernetes.io/service-proxy-name"
 
 
 def check(
-    directory: Path, test: Test, *, promises: Promises = STREAMS, tls: bool = False, pace: Pace = FAST, count: int = 40
+    directory: Path,
+    test: Test,
+    *,
+    promises: Promises = STREAMS,
+    tls: bool = False,
+    pace: Pace = STEADY,
+    count: int = 40,
 ) -> Told:
     """Run a test while a source follows a server with some objects, and until both agree in the end."""
 
@@ -404,7 +411,7 @@ def test_watches_end_by_themselves(tmp_path: Path) -> None:
         assert all(int(request.query["resourceVersion"]) >= server.version - 1 for request in again)
         assert all(request.query["timeoutSeconds"] == "1" for request in again)
 
-    check(tmp_path, test, pace=dataclasses.replace(FAST, lifetime=(0.6, 1.4), silence=100))
+    check(tmp_path, test, pace=dataclasses.replace(STEADY, lifetime=(0.6, 1.4)))
 
 
 def test_unsound_object_and_its_recovery(tmp_path: Path) -> None:
@@ -490,7 +497,7 @@ def test_every_fault(tmp_path: Path, fault: str) -> None:
         faults = Faults(**{fault: Next(3)}, **MILD, seed=3)  # type: ignore[arg-type]
         server.faults = faults
         directory.mkdir()
-        async with following(server, directory) as told:
+        async with following(server, directory, FAST) as told:
             await agreed(told, server)
             server.faults = faults
             for verb, obj in islice(changes, 30):
@@ -521,7 +528,7 @@ def test_all_faults_at_once(tmp_path: Path, seed: int) -> None:
             server.change(verb, obj)
         mild = MILD | {"oversize_bytes": 1 << 16}  # for what drips takes its time
         server.faults = Faults(**dict.fromkeys(names, 0.025), **mild, seed=seed)  # type: ignore[arg-type]
-        async with following(server, tmp_path) as told:
+        async with following(server, tmp_path, FAST) as told:
             for step, (verb, obj) in enumerate(islice(changes, 200)):
                 server.change(verb, obj)
                 await asyncio.sleep(0.01)
@@ -534,7 +541,7 @@ def test_all_faults_at_once(tmp_path: Path, seed: int) -> None:
                         server.jump(1000)
                     case 40:
                         server.restart(keep_history=step > 100)
-            await agreed(told, server, 30)
+            await agreed(told, server)
         assert sum(told.restarts.values()) > 10
 
     with ApiServer(promises=promises, tls=seed % 2 == 1) as server:
@@ -565,12 +572,10 @@ def test_stalled_watch_is_found_out(tmp_path: Path) -> None:
         await agreed(told, server)
         server.stall_watches()
         server.put(service("news"))
-        began = time.monotonic()
         await until(lambda: ("Service", "shop", "news") in told.objects)
-        assert time.monotonic() - began < FAST.silence + 2.5
         assert set(told.restarts) == {("Service", "stalled")}
 
-    check(tmp_path, test, promises=Promises())
+    check(tmp_path, test, promises=Promises(), pace=SUSPICIOUS)
 
 
 def test_silent_watch_is_left_alone(tmp_path: Path) -> None:
@@ -586,7 +591,7 @@ def test_silent_watch_is_left_alone(tmp_path: Path) -> None:
         assert told.restarts == {}
         server.faults = Faults()
 
-    check(tmp_path, test, promises=Promises())
+    check(tmp_path, test, promises=Promises(), pace=SUSPICIOUS)
 
 
 def test_real_times() -> None:
@@ -603,13 +608,16 @@ def test_throttling_is_obeyed(tmp_path: Path) -> None:
         since = len(server.requests)
         server.drop_watches()
         await until(lambda: server.stats.faults.get("throttle") == 3)
-        await asyncio.sleep(1.5)
         for path in {request.path for request in server.requests[since:]}:
-            times = [request.time for request in server.requests[since:] if request.path == path]
-            assert times[1] - times[0] >= 1.0
+
+            def times(path: str = path) -> list[float]:
+                return [request.time for request in server.requests[since:] if request.path == path]
+
+            await until(lambda times=times: len(times()) > 1)  # type: ignore[misc]
+            assert times()[1] - times()[0] >= 1.0
         assert told.reasons() == {"dropped", "throttled"}
 
-    check(tmp_path, test, promises=Promises(), pace=dataclasses.replace(FAST, silence=100))
+    check(tmp_path, test, promises=Promises(), pace=STEADY)
 
 
 def test_forbidden_is_asked_slowly_until_allowed(tmp_path: Path) -> None:
@@ -711,7 +719,7 @@ def test_what_is_no_http(tmp_path: Path) -> None:
             connected(tmp_path / "kubeconfig") as made,
             running(ClusterSource(made, "node-0", told.restarted, pace), told),
         ):
-            await until(lambda: sum(told.restarts.values()) > 4 * len(answers), 20)
+            await until(lambda: sum(told.restarts.values()) > 4 * len(answers))
             done.set()
 
     asyncio.run(run())
@@ -750,16 +758,15 @@ def test_stops_at_once_and_leaves_nothing(
             made = await connect(str(kubeconfig), KubeProxyConfiguration())
             task = asyncio.create_task(ClusterSource(made, "node-0", lambda *_: None).run(Told()))
             await asyncio.sleep(0.2)
-            began = time.monotonic()
             task.cancel()
-            await asyncio.wait({task})
+            await asyncio.wait({task}, timeout=30)
             assert task.cancelled()
-            await made.close()
-            assert time.monotonic() - began < 0.8
+            async with asyncio.timeout(30):
+                await made.close()
             assert asyncio.all_tasks() == {asyncio.current_task()}
             if turn == 0:
                 descriptors = len(os.listdir("/proc/self/fd"))
-        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, 2)
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
 
     elsewhere.promises, elsewhere.faults = promises, faults
     kubeconfig = elsewhere.kubeconfig(tmp_path / "kubeconfig")
@@ -768,7 +775,9 @@ def test_stops_at_once_and_leaves_nothing(
 
 @pytest.mark.parametrize("promises", [LISTS, STREAMS], ids=["lists", "streams"])
 def test_much_at_once_starves_nobody(tmp_path: Path, elsewhere: ApiServerProcess, promises: Promises) -> None:
-    """Others get their turn while 6,000 objects come in: after 50 ms of computing at the latest.
+    """Others get their turn while 6,000 objects come in: after 20 ms of computing at the latest, on a quiet machine.
+
+    The bound here only tells that from all at once, which takes more than a second.
 
     Without the garbage collector, which is whoever's business makes the process.
     """
@@ -786,7 +795,7 @@ def test_much_at_once_starves_nobody(tmp_path: Path, elsewhere: ApiServerProcess
         async with connected(elsewhere.kubeconfig(tmp_path / "kubeconfig")) as made:
             ticking = asyncio.create_task(tick())
             async with running(ClusterSource(made, "node-0", told.restarted), told):
-                await until(told.complete, 60)
+                await until(told.complete)
             ticking.cancel()
         assert told.counts["Put"] == 6001
 
@@ -796,7 +805,8 @@ def test_much_at_once_starves_nobody(tmp_path: Path, elsewhere: ApiServerProcess
         asyncio.run(run())
     finally:
         gc.enable()
-    assert longest < 0.05
+    print(f"\nafter {longest * 1000:.0f} ms at the latest")
+    assert longest < 0.5
 
 
 def test_two_runs_of_one_source(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_restless_directory_is_read_all_the_same(tmp_path: Path) -> None:
 
         task = asyncio.create_task(churn())
         (path / "a.yaml").write_text(text(service("web")))
-        await until(lambda: "Service web" in told.names(), 3.0)
+        await until(lambda: "Service web" in told.names())
         task.cancel()
 
     check(tmp_path, test)
