@@ -5,7 +5,7 @@ its dashboards and alerts keep their meaning; what is new begins with `kpx_`.
 """
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -66,8 +66,8 @@ class Metrics:
         lines: int,
         restores: int,
         rules: Mapping[TableName, int],
+        written: Mapping[TableName, int],
         now: float,
-        written: Mapping[TableName, int] | None = None,
     ) -> None:
         """A sync went through, in `restores` runs of iptables-restore with `lines` lines of input in all.
 
@@ -79,8 +79,7 @@ class Metrics:
         self._theirs.last_synced.labels(name).set(now)
         for table in TABLES:
             self._theirs.rules.labels(table, name).set(rules.get(table, 0))
-            if written is not None:
-                self._theirs.rules_written.labels(table, name).set(written.get(table, 0))
+            self._theirs.rules_written.labels(table, name).set(written.get(table, 0))
         self._ours.restore_lines.labels(name).inc(lines)
         self._ours.restores.labels(name).inc(restores)
 
@@ -94,12 +93,15 @@ class Metrics:
         """A change of endpoints reached the kernel `seconds` after it came about in the cluster."""
         self._theirs.programming_seconds.labels(API_FAMILY[family]).observe(seconds)
 
-    def changes(self, kind: str, pending: int, total_increment: int) -> None:
-        """So many new changes of Services or EndpointSlices; `pending` wait for a sync. Other kinds don't count."""
+    def changed(self, kind: str) -> None:
+        """A Service or an EndpointSlice changed; other kinds don't count."""
         if kind in self._theirs.changes:
-            waiting, total = self._theirs.changes[kind]
-            waiting.set(pending)
-            total.inc(total_increment)
+            self._theirs.changes[kind].inc()
+
+    def changes_pending(self, waiting: Callable[[str], int]) -> None:
+        """From now on, ask for the number of changes of a kind that wait for a sync when somebody wants to know."""
+        for kind, gauge in self._theirs.changes_pending.items():
+            gauge.set_function(partial(waiting, kind))
 
     def no_local_endpoints(self, policy: TrafficPolicy, family: Family, count: int) -> None:
         """So many Services have the Local policy and no endpoint on this node for it."""
@@ -156,12 +158,13 @@ class _KubeProxy:
         )
         self.last_queued = gauge("sync_proxy_rules_last_queued_timestamp_seconds", "When a sync was asked for", family)
         self.last_synced = gauge("sync_proxy_rules_last_timestamp_seconds", "When a sync succeeded last", family)
+        words = {"Service": "service", "EndpointSlice": "endpoint"}
         self.changes = {
-            kind: (
-                gauge(f"sync_proxy_rules_{word}_changes_pending", f"{kind} changes that wait for a sync"),
-                counter(f"sync_proxy_rules_{word}_changes", f"{kind} changes seen"),
-            )
-            for kind, word in {"Service": "service", "EndpointSlice": "endpoint"}.items()
+            kind: counter(f"sync_proxy_rules_{word}_changes", f"{kind} changes seen") for kind, word in words.items()
+        }
+        self.changes_pending = {
+            kind: gauge(f"sync_proxy_rules_{word}_changes_pending", f"{kind} changes that wait for a sync")
+            for kind, word in words.items()
         }
         self.rules = gauge("sync_proxy_rules_iptables_total", "Rules that are the proxy's", per_table)
         self.rules_written = gauge("sync_proxy_rules_iptables_last", "Rules written by the last sync", per_table)

@@ -64,6 +64,7 @@ class Agent:
             for family in Family
             if binary(setup.backend, family, "-restore") or _missing(setup.backend, family)
         )
+        metrics.changes_pending(lambda kind: max(proxy.sync.waiting(kind) for proxy in self.proxies))
 
     async def run(self) -> None:
         """Follow the source and keep the kernel right, until cancelled."""
@@ -115,8 +116,9 @@ class Agent:
         touched = self.store.take(event)
         self.health.node(self.store.node)
         self.metrics.cached(kind, self.store.counts()[kind])
+        self.metrics.changed(kind)
         for proxy in self.proxies:
-            proxy.sync.touch(touched, self._trigger(event))
+            proxy.sync.touch(touched, kind, self._trigger(event))
 
     def _changed(self, families: frozenset[Family]) -> None:
         for proxy in self.proxies:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from kpx.netfilter.tools import Tools
 from kpx.reconcile.apply import Outcome, apply, payload_of
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners
+from kpx.reconcile.plan import Plan
 from kpx.reconcile.report import differences
 
 log = structlog.get_logger()
@@ -37,9 +39,14 @@ CHUNK = 100
 
 @dataclass(slots=True)
 class Pending:
-    """What waits for the next sync: touched Services, why a full check is due (if it is), and trigger times."""
+    """What waits for the next sync.
+
+    Touched Services, how many changes of each kind of object that were, why a full check is due (if it is), and
+    trigger times.
+    """
 
     touched: set[ServiceKey] = field(default_factory=set)
+    changes: Counter[str] = field(default_factory=Counter)
     full: str = ""
     triggers: list[float] = field(default_factory=list)
 
@@ -85,12 +92,20 @@ class FamilySync:
         self._next_alarm: asyncio.TimerHandle | None = None
         self._rules: dict[TableName, int] = dict.fromkeys(TABLES, 0)
 
-    def touch(self, keys: Iterable[ServiceKey], trigger: float | None = None) -> None:
-        """These Services changed; `trigger` is when that came about, in seconds since the epoch."""
+    def touch(self, keys: Iterable[ServiceKey], kind: str, trigger: float | None = None) -> None:
+        """An object of `kind` changed, and with it these Services.
+
+        `trigger` is when that came about, in seconds since the epoch.
+        """
         self._pending.touched.update(keys)
+        self._pending.changes[kind] += 1
         if trigger is not None:
             self._pending.triggers.append(trigger)
         self._want()
+
+    def waiting(self, kind: str) -> int:
+        """How many changes of objects of a kind wait for the next sync."""
+        return self._pending.changes[kind]
 
     def verify(self, reason: str) -> None:
         """Compare the whole kernel state with what is desired, and repair it, as soon as may be."""
@@ -101,7 +116,7 @@ class FamilySync:
 
     async def once(self) -> None:
         """Compare the whole kernel state with what is desired, now. Raises KpxError if that fails in any part."""
-        outcome = await self._sync(Pending(set(self.store.keys()), "once"))
+        outcome = await self._sync(Pending(set(self.store.keys()), full="once"))
         if outcome.failed:
             raise KpxError(f"rules refused of {', '.join(outcome.failed)}")
 
@@ -163,6 +178,7 @@ class FamilySync:
         self.metrics.sync_failed(self.family, bool(pending.full))
         self._pending.triggers += pending.triggers
         self._pending.touched |= pending.touched
+        self._pending.changes += pending.changes
         await asyncio.sleep(pause)
         self.verify(pending.full or "retry")
 
@@ -204,7 +220,7 @@ class FamilySync:
         await asyncio.to_thread(self.tools.restore, text)
         for edit in edits:
             self._rules[edit.table] += len(edit.added) - len(edit.removed)
-        return Outcome(1, text.count("\n"))
+        return Outcome(1, text.count("\n"), Plan(tuple(edits)))
 
     async def _compare(self, reason: str, edits: list[Edit]) -> Outcome:
         """Bring the kernel to what is desired, whatever it holds."""
@@ -215,7 +231,12 @@ class FamilySync:
                 sent = await self._send(edits)
         edits.clear()  # megabytes, after a start
         outcome = await self._apply(reason)
-        return replace(outcome, restores=sent.restores + outcome.restores, lines=sent.lines + outcome.lines)
+        return replace(
+            outcome,
+            restores=sent.restores + outcome.restores,
+            lines=sent.lines + outcome.lines,
+            plan=Plan(sent.plan.edits + outcome.plan.edits),
+        )
 
     async def _apply(self, reason: str) -> Outcome:
         ruleset = await asyncio.to_thread(self.desired.ruleset)
@@ -249,10 +270,22 @@ class FamilySync:
         now = time.monotonic()
         for trigger in pending.triggers:
             self.metrics.programmed(self.family, max(0.0, time.time() - trigger))
+        written = Counter[TableName]()
+        for edit in outcome.plan.edits:
+            written[edit.table] += len(edit.added)
         self.metrics.synced(
-            self.family, now - start, bool(pending.full), outcome.lines, outcome.restores, self._rules, time.time()
+            self.family,
+            now - start,
+            bool(pending.full),
+            outcome.lines,
+            outcome.restores,
+            self._rules,
+            written,
+            time.time(),
         )
-        log.info(
+        # Of a Node, nearly all that ever changes is none of our business.
+        tell = log.info if pending.touched or pending.full or outcome.lines else log.debug
+        tell(
             "synced",
             family=self.family,
             full=pending.full or None,

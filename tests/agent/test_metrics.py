@@ -48,17 +48,17 @@ def eventful() -> Metrics:
     """Metrics of an agent to which everything happened once."""
     metrics = Metrics()
     metrics.sync_queued(V4, 1000.5)
-    metrics.synced(V4, 0.003, True, 120, 2, {"nat": 90, "filter": 10}, 1001.5, {"nat": 40})
-    metrics.synced(V4, 0.3, False, 30, 1, {"nat": 95, "filter": 10}, 1002.5, {"nat": 5, "filter": 1})
+    metrics.synced(V4, 0.003, True, 120, 2, {"nat": 90, "filter": 10}, {"nat": 40}, 1001.5)
+    metrics.synced(V4, 0.3, False, 30, 1, {"nat": 95, "filter": 10}, {"nat": 5, "filter": 1}, 1002.5)
     metrics.sync_failed(V4, full=True)
     metrics.sync_failed(V6, full=False)
     metrics.programmed(V6, 0.4)
     metrics.repaired(V4, "rules", 3)
     metrics.repaired(V4, "jumps")
-    metrics.changes("Service", pending=2, total_increment=5)
-    metrics.changes("EndpointSlice", pending=7, total_increment=9)
-    metrics.changes("EndpointSlice", pending=0, total_increment=1)
-    metrics.changes("Node", pending=1, total_increment=1)
+    for kind, count in {"Service": 5, "EndpointSlice": 10, "Node": 1}.items():
+        for _ in range(count):
+            metrics.changed(kind)
+    metrics.changes_pending({"Service": 2, "EndpointSlice": 0}.__getitem__)
     metrics.skipped("Service", 1)
     metrics.cached("EndpointSlice", 1000)
     metrics.watch_restarted("Service", "expired")
@@ -132,10 +132,10 @@ def test_syncs() -> None:
     assert value(metrics, "kpx_restores_total", ip_family="IPv4") == 3
 
 
-def test_rules_written_are_told_only_where_known() -> None:
+def test_a_table_without_rules_has_none() -> None:
     metrics = Metrics()
-    metrics.synced(V4, 0.1, True, 5, 1, {"nat": 4}, 1.0)
-    assert value(metrics, "kubeproxy_sync_proxy_rules_iptables_last", ip_family="IPv4", table="nat") is None
+    metrics.synced(V4, 0.1, True, 5, 1, {"nat": 4}, {"nat": 3}, 1.0)
+    assert value(metrics, "kubeproxy_sync_proxy_rules_iptables_last", ip_family="IPv4", table="filter") == 0
     assert value(metrics, "kubeproxy_sync_proxy_rules_iptables_total", ip_family="IPv4", table="filter") == 0
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from kpx.family import Family
 from kpx.netfilter.names import ours
+from kpx.netfilter.ruleset import TABLES
 from kpx.netfilter.tools import Backend
 from tests.agent.harness import PATIENCE, AgentProcess, live, plans, save, wait_until_converged
 from tests.apiserver import ApiServer, Faults, Next, population
@@ -113,6 +114,28 @@ def wait_for_family(agent: AgentProcess, place: Place, family: Family) -> None:
 def read(place: Place, path: str) -> str:
     with place.namespace.entered():
         return Path(path).read_text().strip()
+
+
+def test_what_is_counted_is_what_the_kernel_holds(place: Place) -> None:
+    with place.agent(config={"iptables": {"minSyncPeriod": "1ms"}}) as agent:
+        wait_until_converged(agent, place.server)
+        seen = agent.metrics()
+        place.server.put(endpoint_slice("web", [*PODS, "10.244.1.12"]))
+        agent.wait_for_log("synced", len(agent.log("synced")) + 1)
+        wait_until_converged(agent, place.server)
+        for _ in agent.patiently(PATIENCE, "an end of the syncs"):
+            if (metrics := agent.metrics())["kubeproxy_sync_proxy_rules_endpoint_changes_pending"] == 0:
+                break
+        assert metrics["kubeproxy_sync_proxy_rules_service_changes_total"] == 2
+        assert metrics["kubeproxy_sync_proxy_rules_endpoint_changes_total"] == 3
+        assert metrics["kubeproxy_sync_proxy_rules_service_changes_pending"] == 0
+        for table in TABLES:
+            chains = live(place.namespace, Backend.NFT, Family.IPV4)[table].chains
+            labels = f'{{ip_family="IPv4",table="{table}"}}'
+            count = sum(len(one.rules) for name, one in chains.items() if ours(name))
+            assert metrics[f"kubeproxy_sync_proxy_rules_iptables_total{labels}"] == count > 0
+        last = 'kubeproxy_sync_proxy_rules_iptables_last{ip_family="IPv4",table="nat"}'
+        assert 0 < metrics[last] < seen[last]
 
 
 # One shot.
