@@ -9,12 +9,13 @@ node" differs in its address and in the node name that its endpoint carries, whi
 The node routes everything it has no link for to the client, so that addresses of Services route somewhere.
 """
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.lab.namespace import Namespace
+from tests.lab.namespace import LabError, Namespace
 
 Backend = Literal["nft", "legacy"]
 
@@ -23,6 +24,7 @@ NODE_ADDRESSES = ("10.200.0.2", "fd00:200::2")
 CLIENT_ADDRESSES = ("198.51.100.7", "2001:db8::7")
 CLIENT_NETWORKS = ("192.0.2.0/24", "2001:db8:1::/64")
 POD_GATEWAYS = ("10.244.0.1", "fd00:244::1")
+_UP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Node:
             f"route add {ipv6} dev {link}",
         )
         pod.namespace.ip("link set eth0 up", *_addresses((ipv4, ipv6)), *_default_routes(*POD_GATEWAYS, "onlink"))
+        _wait_until_up(self.host.namespace, link)
+        _wait_until_up(pod.namespace, "eth0")
         self.pods[name] = pod
         return pod
 
@@ -136,6 +140,17 @@ class Node:
             *(f"route add local {network} dev lo" for network in CLIENT_NETWORKS),
             *_default_routes(*NODE_ADDRESSES, "onlink"),
         )
+        _wait_until_up(node, "eth0")
+        _wait_until_up(client, "eth0")
+
+
+def _wait_until_up(namespace: Namespace, link: str) -> None:
+    """Wait until a link carries packets: the kernel sees to that in the background, and until then drops them."""
+    end = time.monotonic() + _UP_SECONDS
+    while " state UP " not in namespace.run(["ip", "-o", "link", "show", link]).stdout:
+        if time.monotonic() > end:
+            raise LabError(f"{link} isn't up after {_UP_SECONDS:g} s")
+        time.sleep(0.01)
 
 
 def _addresses(addresses: tuple[str, ...]) -> list[str]:
