@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGES := iptables ipset conntrack iproute2 nftables
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test lint golden bench setup clean
+.PHONY: demo test lint golden bench image docs setup clean
 
 demo: setup
 	@$(BIN)/python -m tests.demo
@@ -21,6 +21,11 @@ lint: setup
 golden: setup
 	KPX_GOLDEN=write $(BIN)/python -m pytest -q tests/golden
 	$(BIN)/python -m tests.chart.generate
+
+image:
+	@mkdir -p build
+	@rm -f build/kpx-image.tar
+	@sh charts/image/build.sh archive build/kpx-image.tar
 
 bench: setup
 	$(BIN)/python -m tests.bench
