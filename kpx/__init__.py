@@ -42,7 +42,7 @@ def compile(
     *,
     node_name: str = "",
     family: Family = Family.IPV4,
-    layout: Layout = Layout.CLASSIC,
+    layout: Layout = Layout.TREE,
 ) -> Ruleset:
     """Compile Services, EndpointSlices and a Node into the ruleset of one family on one node.
 

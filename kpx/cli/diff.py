@@ -1,16 +1,19 @@
 """`kpx diff`."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from kpx import host
-from kpx.cli.inputs import FAMILIES, backend_option, object_options, read_inputs, tools_for
+from kpx.cli.inputs import FAMILIES, backend_option, object_options_but_layout, read_inputs, tools_for
+from kpx.compiler.compile import Layout
+from kpx.compiler.names import SERVICES
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.netfilter import names
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.reconcile.apply import read_live
@@ -22,7 +25,12 @@ Found = Mapping[str, Sequence[Difference]]
 
 
 @click.command()
-@object_options
+@object_options_but_layout
+@click.option(
+    "--layout",
+    type=click.Choice([one.value for one in Layout]),
+    help="Compare with rules in this layout [default: the layout of the rules that are there].",
+)
 @backend_option
 @click.option(
     "--against",
@@ -35,7 +43,7 @@ def command(
     node: str | None,
     config_file: str | None,
     family: str,
-    layout: str,
+    layout: str | None,
     keep_going: bool,
     backend: str,
     against: Path | None,
@@ -43,7 +51,8 @@ def command(
 ) -> None:
     """Compare rules with what manifests ask for. Prints, per Service, what is missing, extra or changed.
 
-    Exit status 0: no difference, 1: there are some.
+    Rules of kube-proxy are compared in kube-proxy's layout, unless --layout says otherwise: the differences are those
+    in what happens to packets, not in how rules are laid out. Exit status 0: no difference, 1: there are some.
 
     \b
     Example:
@@ -51,15 +60,23 @@ def command(
     """
     if against is not None and family == "dual":
         raise KpxError("--against: a dump holds one family; choose --family ipv4 or ipv6")
-    inputs = read_inputs(files, node, config_file, layout, keep_going)
-    compiled = inputs.compile(FAMILIES[family], against is None and host.tcp_be_liberal())
-    found: dict[Family, Found] = {}
-    for one, ruleset in compiled.rulesets.items():
-        live = _read_dump(against) if against else read_live(tools_for(one, backend))
-        found[one] = _differences(ruleset, live)
+    inputs = read_inputs(files, node, config_file, layout or Layout.TREE, keep_going)
+    families = FAMILIES[family]
+    live = {one: _read_dump(against) if against else read_live(tools_for(one, backend)) for one in families}
+    if layout is None:
+        inputs = replace(inputs, layout=_layout_of(live.values()))
+    compiled = inputs.compile(families, against is None and host.tcp_be_liberal())
+    found = {one: _differences(ruleset, live[one]) for one, ruleset in compiled.rulesets.items()}
     click.echo(_json(found) if form == "json" else _text(found))
     compiled.exit_if_incomplete()
     raise SystemExit(1 if any(found.values()) else 0)
+
+
+def _layout_of(live: Iterable[Saved]) -> Layout:
+    """The layout of rules that are there: kube-proxy's, unless it needs no lists or there are trees among them."""
+    chains = {chain for saved in live for table in saved.values() for chain in table.chains}
+    trees = any(chain.startswith(names.TREE) for chain in chains)
+    return Layout.CLASSIC if SERVICES in chains and not trees else Layout.TREE
 
 
 def _differences(desired: Ruleset, live: Saved) -> Found:

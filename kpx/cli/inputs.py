@@ -47,9 +47,9 @@ backend_option = click.option(
 layout_option = click.option(
     "--layout",
     type=click.Choice([one.value for one in Layout]),
-    default=Layout.CLASSIC.value,
+    default=Layout.TREE.value,
     show_default=True,
-    help="How rules are laid out; every layout gives the same verdicts.",
+    help="Search trees where chains would be long, or always lists, as kube-proxy has them. The verdicts are the same.",
 )
 node_option = click.option("--node", metavar="NAME", help="This node's name [default: hostnameOverride or hostname].")
 config_option = click.option(
@@ -62,13 +62,17 @@ config_option = click.option(
 
 def object_options(command: Command) -> Command:
     """The options of every command that compiles objects."""
+    return layout_option(object_options_but_layout(command))
+
+
+def object_options_but_layout(command: Command) -> Command:
+    """The same for a command that knows better which layout is wanted."""
     for option in reversed(
         (
             files_option,
             node_option,
             config_option,
             family_option,
-            layout_option,
             click.option(
                 "--keep-going",
                 is_flag=True,

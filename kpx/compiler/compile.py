@@ -18,10 +18,10 @@ from kpx.netfilter.ruleset import Ruleset
 
 
 class Layout(StrEnum):
-    """How fragments are joined into a ruleset. Every layout gives every packet the same verdict."""
+    """How fragments are joined into a ruleset, the default first. Every layout gives every packet the same verdict."""
 
-    CLASSIC = "classic"
     TREE = "tree"
+    CLASSIC = "classic"
 
 
 _CHOOSE: dict[Layout, choice.Choose] = {Layout.CLASSIC: choice.linear, Layout.TREE: tree.choose}
@@ -40,7 +40,7 @@ class Target:
 
     node_name: str
     family: Family = Family.IPV4
-    layout: Layout = Layout.CLASSIC
+    layout: Layout = Layout.TREE
     tcp_be_liberal: bool = False
 
 
@@ -73,7 +73,7 @@ def compile_objects(objects: Iterable[api.Object], config: api.KubeProxyConfigur
     return ruleset
 
 
-def compile_cluster(cluster: Cluster, settings: Settings, layout: Layout = Layout.CLASSIC) -> Ruleset:
+def compile_cluster(cluster: Cluster, settings: Settings, layout: Layout = Layout.TREE) -> Ruleset:
     """Compile all service ports of `cluster` and join them by `layout`."""
     return join(_fragments(cluster, settings, layout), settings, layout)
 

@@ -12,7 +12,16 @@ OWN = frozenset(
         "KUBE-FIREWALL",
     }
 )
-PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KPX-")
+TREE = "KPX-"
+"""How the names of those chains begin that only the layout `tree` has."""
+
+PER_PORT = (
+    *("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"),
+    *("KPX-SVC-", "KPX-SVL-", "KPX-AFC-", "KPX-AFL-"),
+)
+"""How the names of chains begin that belong to one service port alone."""
+
+_PREFIXES = (*PER_PORT, TREE)
 
 SHARED = frozenset({"KUBE-FIREWALL"})
 
@@ -25,7 +34,7 @@ def ours(chain: str) -> bool:
 
     The canaries, KUBE-IPTABLES-HINT and the KUBE-PORTALS-* of the userspace proxy are not ours.
     """
-    return chain.startswith(PREFIXES) or chain in OWN
+    return chain.startswith(_PREFIXES) or chain in OWN
 
 
 def shared(chain: str) -> bool:

@@ -7,7 +7,7 @@ chains. In large clusters that is the only place where it is named.
 import re
 from collections.abc import Mapping
 
-from kpx.netfilter.names import PREFIXES
+from kpx.netfilter.names import PER_PORT
 from kpx.netfilter.rule import comment_of, target_of
 from kpx.netfilter.ruleset import Rules
 
@@ -42,7 +42,4 @@ def chain_owners(chains: Mapping[str, Rules]) -> dict[str, str]:
 
 def is_own_chain(chain: str) -> bool:
     """Whether a chain, by its name, belongs to one service port alone."""
-    return chain.startswith(_OWN_PREFIXES)
-
-
-_OWN_PREFIXES = tuple(prefix for prefix in PREFIXES if prefix.startswith("KUBE-"))
+    return chain.startswith(PER_PORT)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
-from kpx.netfilter.ruleset import TABLES, Ruleset
+from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
 from kpx.netfilter.save import Saved
 from kpx.reconcile.edit import Edit
 
@@ -36,13 +36,30 @@ class Owners:
         return frozenset(owner for owner in owners if owner)
 
     def part(self, edits: Iterable[Edit], wanted: frozenset[str]) -> Iterator[Edit]:
-        """What of `edits` concerns the service ports `wanted`, or none in particular."""
-        for edit in edits:
+        """What of `edits` concerns the service ports `wanted`, or none in particular.
+
+        A rule that only moves to another chain belongs to what all need: where a tree grows or shrinks, the entries of
+        service ports that stay as they are have to go along.
+        """
+        every = tuple(edits)
+        moved = _gone(every) & _come(every)
+        for edit in every:
             if edit.separable:
-                yield edit.keeping(rule for rule in edit.rules() if self._is_in(wanted, edit.chain, rule))
+                rules = edit.rules()
+                yield edit.keeping(
+                    rule for rule in rules if (edit.table, rule) in moved or self._is_in(wanted, edit.chain, rule)
+                )
             elif self._is_in(wanted, edit.chain):
                 yield edit
 
     def _is_in(self, wanted: frozenset[str], chain: str, rule: str = "") -> bool:
         owner = self.of(chain, rule)
         return owner is None or owner in wanted
+
+
+def _gone(edits: Iterable[Edit]) -> set[tuple[TableName, str]]:
+    return {(edit.table, rule) for edit in edits for rule in edit.removed}
+
+
+def _come(edits: Iterable[Edit]) -> set[tuple[TableName, str]]:
+    return {(edit.table, one.rule) for edit in edits for one in edit.added}

@@ -73,7 +73,7 @@ class AgentProcess:
         server: Server | None = None,
         *arguments: str | Path,
         backend: Backend = Backend.NFT,
-        layout: Layout = Layout.CLASSIC,
+        layout: Layout = Layout.TREE,
         config: Mapping[str, Any] | None = None,
         prefix: Iterable[str] = (),
     ) -> None:
@@ -216,7 +216,7 @@ def live(namespace: Namespace, backend: Backend, family: Family, *options: str) 
 
 
 def expected(
-    objects: Iterable[Any], config: KubeProxyConfiguration, family: Family, layout: Layout = Layout.CLASSIC
+    objects: Iterable[Any], config: KubeProxyConfiguration, family: Family, layout: Layout = Layout.TREE
 ) -> Ruleset:
     """The rules of these objects, compiled from scratch."""
     parsed = [parse_object(one["kind"], one) for one in objects]

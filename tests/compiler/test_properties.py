@@ -147,7 +147,7 @@ def test_large_clusters_go_without_comments_on_endpoints() -> None:
         }  # fmt: skip
 
     def commented(count: int) -> set[bool]:
-        nat = kpx.compile(parsed([service, slice_of(count)]), node_name="n").tables["nat"]
+        nat = kpx.compile(parsed([service, slice_of(count)]), node_name="n", layout=kpx.Layout.CLASSIC).tables["nat"]
         chains = {name: rules for name, rules in nat.chains.items() if name.startswith(("KUBE-SVC-", "KUBE-SEP-"))}
         assert len(chains) == count + 1
         return {"--comment" in rule for rules in chains.values() for rule in rules}

@@ -30,7 +30,7 @@ def compiled(case: Path, family: Family) -> kpx.Ruleset:
     loaded = manifests.load([str(case / "cluster.yaml")])
     assert not loaded.problems
     config, _ = kpx.parse_config((case / "config.yaml").read_bytes())
-    return kpx.compile(loaded.objects, config, node_name=NODE, family=family)
+    return kpx.compile(loaded.objects, config, node_name=NODE, family=family, layout=kpx.Layout.CLASSIC)
 
 
 def test_rendered_rules_equal_kube_proxys(

@@ -181,6 +181,27 @@ def test_one_refused_service_does_not_stop_the_others(backend: Backend, namespac
     assert "shop/cart:http cluster IP" in namespace.save(backend, IPV4)
 
 
+def test_a_refused_service_keeps_its_rules_while_trees_come_and_go(
+    backend: Backend, namespace: Namespace, tmp_path: Path
+) -> None:
+    tool = tool_that_refuses("10.244.2.7:", backend, tmp_path / "bin")
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    few, many = (shop(*(item for n in range(count) for item in another(n))) for count in (2, 40))
+    apply(namespace, backend, folder, many)
+    for objects in (few, many):
+        objects[4] = endpoint_slice("cart", [f"10.244.{n >> 4}.{n & 15}" for n in range(20, 60)])
+        record = apply(namespace, backend, folder, objects, check=False, env=tool)
+        assert record["failed"] == ["shop/cart:http"]
+        nat = parse_save(namespace.save(backend, IPV4))["nat"].chains
+        assert any(chain.startswith("KPX-") for chain in nat) is (objects is many)
+        (entry,) = [rule for chain in nat.values() for rule in chain.rules if "shop/cart:http cluster IP" in rule
+                    and "-j KUBE-SVC" in rule]  # fmt: skip
+        arms = [rule for rule in nat[entry.rpartition(" ")[2]].rules if "-j KUBE-SEP" in rule and "rcheck" not in rule]
+        assert ["10.244.0.11:8080" in arms[0], "10.244.1.11:8080" in arms[1]] == [True, True]
+        assert any("shop/more-1:http cluster IP" in rule for chain in nat.values() for rule in chain.rules)
+
+
 def extensions_without(module: str, folder: Path) -> Path:
     """A copy of iptables' extensions that lacks one."""
     source = next(path for path in Path("/usr/lib").rglob("xtables") if (path / "libxt_recent.so").exists())
@@ -191,32 +212,36 @@ def extensions_without(module: str, folder: Path) -> Path:
 
 def test_refusals_without_a_line_are_found_by_halving(backend: Backend, namespace: Namespace, tmp_path: Path) -> None:
     """The legacy kernel refuses a whole table without saying which rule: here a tool that does the same."""
-    real = shutil.which(f"iptables-{backend}-restore")
-    assert real is not None
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    wrapper = tools / f"iptables-{backend}-restore"
-    wrapper.write_text(
-        "#!/bin/sh\npayload=$(cat; echo x)\npayload=${payload%x}\n"
-        'case $payload in *"-A KUBE-SEP"*" 10.244.1.11"*|*"to-destination 10.244.1.11:"*)\n'
-        '  echo "iptables-restore: failed" >&2; exit 1;; esac\n'
-        f'printf %s "$payload" | exec {real} "$@"\n'
-    )
-    wrapper.chmod(0o755)
+    tool = tool_that_refuses("10.244.1.11:", backend, tmp_path / "bin")
     folder = tmp_path / "objects"
     folder.mkdir()
     objects = shop(*(item for n in range(20) for item in another(n)))
-    path = {"PATH": f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin"}
-    record = apply(namespace, backend, folder, objects, check=False, env=path)
+    record = apply(namespace, backend, folder, objects, check=False, env=tool)
     assert (record["status"], record["failed"]) == (2, ["shop/cart:http"])
     rules = namespace.save(backend, IPV4)
     assert "shop/cart" not in rules
     assert all(f"shop/more-{n}:http cluster IP" in rules for n in range(20))
 
 
+def tool_that_refuses(destination: str, backend: Backend, folder: Path) -> dict[str, str]:
+    """The environment in which iptables-restore doesn't take a payload with this destination, and won't say why."""
+    real = shutil.which(f"iptables-{backend}-restore")
+    assert real is not None
+    folder.mkdir()
+    wrapper = folder / f"iptables-{backend}-restore"
+    wrapper.write_text(
+        "#!/bin/sh\npayload=$(cat; echo x)\npayload=${payload%x}\n"
+        f'case $payload in *"to-destination {destination}"*)\n'
+        '  echo "iptables-restore: failed" >&2; exit 1;; esac\n'
+        f'printf %s "$payload" | exec {real} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
 def another(number: int) -> tuple[dict[str, object], dict[str, object]]:
     name = f"more-{number}"
-    return service(name, f"10.96.2.{number}"), endpoint_slice(name, [f"10.244.3.{number}"])
+    return service(name, f"10.96.1.{number + 10}"), endpoint_slice(name, [f"10.244.3.{number}"])
 
 
 def test_a_failed_restore_leaves_the_old_rules(backend: Backend, namespace: Namespace, tmp_path: Path) -> None:
