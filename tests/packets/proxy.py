@@ -1,11 +1,12 @@
 """The node under test with its pods, and the Services that are put on it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests import manifests
 from tests.lab import Backend, Host, Node, Result, connect
 from tests.lab.kpx import kpx
 from tests.lab.node import CLIENT_NETWORKS, NODE_ADDRESSES, POD_GATEWAYS
@@ -14,6 +15,7 @@ from tests.packets.web import Endpoint, FamilyName, Manifest, Port, Web
 TCP_PORTS = (8080, 8081)
 UDP_PORTS = (8080,)
 _LOCAL_PODS, _REMOTE_PODS = 3, 4
+_NEIGHBOURS = 20
 
 _NODE: Manifest = {
     "apiVersion": "v1",
@@ -30,7 +32,10 @@ _CONFIG: Manifest = {
 
 
 class Proxy:
-    """A node with three pods on it, four on other nodes, and rules that `kpx apply` writes for one backend."""
+    """A node with three pods on it, four on other nodes, and rules that `kpx apply` writes for one backend.
+
+    The Services under test have neighbours that nobody connects to, so many that all dispatch chains are trees.
+    """
 
     def __init__(self, node: Node, backend: Backend, config: Path) -> None:
         self.node = node
@@ -55,8 +60,9 @@ class Proxy:
     def apply(self, *webs: Web, **config: Any) -> None:
         """Make these Services all there are in their family; `config` goes into the KubeProxyConfiguration."""
         self._config.write_text(json.dumps(_CONFIG | config))
-        items = [_NODE, *(manifest for web in webs for manifest in web.manifests())]
         families = {web.family for web in webs}
+        others = [manifest for family in sorted(families) for manifest in _neighbours(family)]
+        items = [_NODE, *others, *(manifest for web in webs for manifest in web.manifests())]
         family = families.pop() if len(families) == 1 else "dual"
         options = ("--node", "node-0", "--config", self._config, "--family", family, "--backend", self.backend)
         kpx(self.node, "apply", "-f", "-", *options, stdin=json.dumps({"kind": "List", "items": items}))
@@ -64,6 +70,26 @@ class Proxy:
     def clean(self) -> None:
         """Take all of kpx's rules away."""
         kpx(self.node, "cleanup", "--backend", self.backend)
+
+
+def _neighbours(family: FamilyName) -> Iterator[Manifest]:
+    """Services in every dispatch chain: without endpoints, and load balancers with source ranges but no local pod."""
+    for n in range(_NEIGHBOURS):
+        six = family == "ipv6"
+        addresses = [f"fd00:96::{n:x}:{n:x}", f"fd00:97::{n:x}"] if six else [f"10.96.0.{n + 120}", f"10.97.{n}.{n}"]
+        yield manifests.service(f"{family}-closed-{n}", addresses[0])
+        ports = [{"name": "http", "port": 80, "nodePort": 31_000 + n + _NEIGHBOURS * six}]
+        name, balancer = f"{family}-remote-{n}", f"2001:db8:203::{n:x}:1" if six else f"203.0.{112 + n}.{n}"
+        spec: Manifest = {
+            "type": "LoadBalancer",
+            "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": 31_500 + n + _NEIGHBOURS * six,
+            "loadBalancerSourceRanges": ["2001:db8:9::/48" if six else "192.0.2.0/24"],
+            "ports": ports,
+        }
+        status = {"loadBalancer": {"ingress": [{"ip": balancer}]}}
+        yield manifests.service(name, addresses[1], **spec) | {"status": status}
+        yield manifests.endpoint_slice(name, ["fd00:244:9::1" if six else "10.244.9.1"])
 
 
 def masqueraded(family: FamilyName) -> str:

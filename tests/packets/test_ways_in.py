@@ -76,3 +76,11 @@ def test_sctp_arrives_translated(proxy: Proxy, family: FamilyName) -> None:
         arrivals = [send_sctp_init(proxy.client, proxy.pods, address, port, source_port=4000 + n) for n in range(20)]
         assert {arrival and arrival[1:] for arrival in arrivals} == {(masqueraded(family), 7777, True)}
         assert {arrival.backend for arrival in arrivals if arrival} == names(proxy.pods[:2])
+
+
+def test_all_ways_in_lead_through_trees_here(proxy: Proxy, family: FamilyName) -> None:
+    proxy.apply(proxy.web(family, proxy.pods[:1]))
+    rules = proxy.node.rules(family=family, backend=proxy.backend)
+    _, filter_, nat = sorted(rules.split("\n*"))  # the first is what stands before the tables
+    assert all(f":KPX-{letter}-" in filter_ for letter in "SEFN")
+    assert all(f":KPX-{letter}-" in nat for letter in "SN")
