@@ -1,8 +1,9 @@
 """Which endpoints of a service port this node may use, and for what traffic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from operator import attrgetter
 
 from kpx.model.endpoint import Endpoint, Endpoints
 from kpx.model.node import NodeView
@@ -15,6 +16,22 @@ class Topology(Enum):
     ANYWHERE = auto()
     SAME_NODE = auto()
     SAME_ZONE = auto()
+
+
+class Exclusion(Enum):
+    """What keeps an endpoint from taking part on this node."""
+
+    NOT_READY = auto()
+    NOT_DRAINING = auto()
+    OTHER_NODE = auto()
+    OTHER_ZONE = auto()
+    NOT_LOCAL = auto()
+
+
+Demand = tuple[Exclusion, Callable[[Endpoint], bool]]
+"""What an endpoint has to be, and the name for what it is otherwise."""
+
+Demands = tuple[Demand, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +61,28 @@ def select(endpoints: Endpoints, port: ServicePort, node: NodeView) -> Selection
     cluster: Endpoints = ()
     local: Endpoints = ()
     if port.uses_cluster_endpoints:
-        wanted = _topology_filter(endpoints, node)
-        cluster = _ready_or_draining(endpoints, lambda one: one.ready and wanted(one), lambda _: True)
+        cluster = _choose(endpoints, _cluster_demands(endpoints, node))
     anywhere = bool(cluster)
     if port.uses_local_endpoints:
-        local = _ready_or_draining(endpoints, lambda one: one.ready and one.local, lambda one: one.local)
+        local = _choose(endpoints, _LOCAL_DEMANDS)
         anywhere = anywhere or any(_usable(one) for one in endpoints)
     return Selection(cluster, local, _union(cluster, local), anywhere)
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusions:
+    """Why endpoints don't take part on this node, by policy; those that aren't named do."""
+
+    cluster: Mapping[Endpoint, Exclusion]
+    local: Mapping[Endpoint, Exclusion]
+
+
+def exclusions(endpoints: Endpoints, node: NodeView) -> Exclusions:
+    """What keeps endpoints out of `select`, under either policy. Where none is ready, what keeps them from being so."""
+    return Exclusions(
+        _excluded(endpoints, _cluster_demands(endpoints, node)),
+        _excluded(endpoints, _LOCAL_DEMANDS),
+    )
 
 
 def topology(endpoints: Endpoints, node: NodeView) -> Topology:
@@ -65,25 +97,48 @@ def topology(endpoints: Endpoints, node: NodeView) -> Topology:
     return Topology.ANYWHERE
 
 
-def _topology_filter(endpoints: Endpoints, node: NodeView) -> Callable[[Endpoint], bool]:
+def _topology_demands(endpoints: Endpoints, node: NodeView) -> Demands:
     match topology(endpoints, node):
         case Topology.SAME_NODE:
-            return lambda one: node.name in one.node_hints
+            return ((Exclusion.OTHER_NODE, lambda one: node.name in one.node_hints),)
         case Topology.SAME_ZONE:
-            return lambda one: node.zone in one.zone_hints
+            return ((Exclusion.OTHER_ZONE, lambda one: node.zone in one.zone_hints),)
         case _:
-            return lambda _: True
+            return ()
 
 
-def _ready_or_draining(
-    endpoints: Endpoints, ready: Callable[[Endpoint], bool], eligible: Callable[[Endpoint], bool]
-) -> Endpoints:
-    chosen = tuple(one for one in endpoints if ready(one))
-    return chosen or tuple(one for one in endpoints if _draining(one) and eligible(one))
+def _cluster_demands(endpoints: Endpoints, node: NodeView) -> tuple[Demands, ...]:
+    """What the Cluster policy demands; the next demands only count where no endpoint meets those before."""
+    return (_READY, *_topology_demands(endpoints, node)), (_DRAINING,)
+
+
+def _choose(endpoints: Endpoints, demands: tuple[Demands, ...]) -> Endpoints:
+    chosen: Endpoints = ()
+    for some in demands:
+        chosen = chosen or _meeting(endpoints, some)
+    return chosen
+
+
+def _meeting(endpoints: Endpoints, demands: Demands) -> Endpoints:
+    for _, holds in demands:
+        endpoints = tuple(filter(holds, endpoints))
+    return endpoints
+
+
+def _excluded(endpoints: Endpoints, demands: tuple[Demands, ...]) -> Mapping[Endpoint, Exclusion]:
+    deciding = next((some for some in demands if _meeting(endpoints, some)), demands[0])
+    failed = ((one, next((what for what, holds in deciding if not holds(one)), None)) for one in endpoints)
+    return {one: what for one, what in failed if what is not None}
 
 
 def _draining(endpoint: Endpoint) -> bool:
     return endpoint.serving and endpoint.terminating
+
+
+_READY: Demand = (Exclusion.NOT_READY, attrgetter("ready"))
+_DRAINING: Demand = (Exclusion.NOT_DRAINING, _draining)
+_LOCAL: Demand = (Exclusion.NOT_LOCAL, attrgetter("local"))
+_LOCAL_DEMANDS: tuple[Demands, ...] = ((_READY, _LOCAL), (_DRAINING, _LOCAL))
 
 
 def _usable(endpoint: Endpoint) -> bool:
