@@ -45,18 +45,27 @@ class Packet:
 
 
 class Host:
-    """What matters of the host: its own addresses, None if they aren't known. Loopback is always among them."""
+    """What matters of the host: its own addresses, None if they aren't known. Loopback is always among them.
 
-    def __init__(self, addresses: Iterable[str] | None = ()) -> None:
+    `elsewhere` are addresses that are known, or taken, to be others', where its own aren't known.
+    """
+
+    def __init__(self, addresses: Iterable[str] | None = (), elsewhere: Iterable[str] = ()) -> None:
         self.known = addresses is not None
         self._own = frozenset((Family.of(one), number(one)) for one in (*(addresses or ()), "::1"))
+        self._elsewhere = frozenset((Family.of(one), number(one)) for one in elsewhere)
+
+    def addresses(self, family: Family) -> tuple[str, ...]:
+        """Its addresses of a family, as far as they are known, without those of loopback."""
+        own = (text(one, family) for of, one in sorted(self._own) if of is family)
+        return tuple(one for one in own if one != "::1" and not one.startswith("127."))
 
     def is_local(self, address: int, family: Family) -> bool | None:
         """Whether the kernel delivers packets for this address here; None if that isn't known."""
         loopback = family is Family.IPV4 and address >> 24 == 127
         if loopback or (family, address) in self._own:
             return True
-        return False if self.known or kind(address, family) else None
+        return False if self.known or kind(address, family) or (family, address) in self._elsewhere else None
 
 
 class Fate(StrEnum):
@@ -102,6 +111,15 @@ def kind(address: int, family: Family) -> str:
 def number(address: str) -> int:
     """An address as a number."""
     return int.from_bytes(socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address))
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address of either family."""
+    try:
+        number(text)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def text(address: int, family: Family) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kpx.analysis.match import Step
-from kpx.analysis.packet import Outcome, Packet
+from kpx.analysis.packet import Host, Outcome, Packet
 from kpx.analysis.simulate import Path, Simulator
 from kpx.netfilter.owners import is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, format_rule, parse_rule
@@ -28,6 +28,9 @@ class PacketReport(Part):
     """The packet that was traced, and the rules that it was sent through."""
 
     rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
+    host_known: bool = Field(
+        description="whether the host's addresses are known; if not, endpoints are taken to be elsewhere"
+    )
     protocol: str
     source: str
     source_port: int | None = Field(description="null if not given")
@@ -103,15 +106,21 @@ def trace(
     for path in paths:
         shares[path.outcome] = shares.get(path.outcome, Fraction(0)) + path.probability
     return Trace(
-        packet=_packet(packet, known or {}, rules),
-        outcomes=[_outcome(one, shares[one]) for one in sorted(shares, key=lambda one: (-shares[one], one))],
+        packet=_packet(packet, known or {}, rules, simulator.host),
+        outcomes=outcome_reports(shares),
         paths=[_path(path, name_of) for path in paths],
     )
 
 
-def _packet(packet: Packet, known: Mapping[str, float], rules: str) -> PacketReport:
+def outcome_reports(shares: Mapping[Outcome, Fraction]) -> Sequence[OutcomeReport]:
+    """Outcomes as data, the likeliest first."""
+    return [_outcome(one, shares[one]) for one in sorted(shares, key=lambda one: (-shares[one], one))]
+
+
+def _packet(packet: Packet, known: Mapping[str, float], rules: str, host: Host) -> PacketReport:
     return PacketReport(
         rules=printable(rules),
+        host_known=host.known,
         protocol=packet.protocol,
         source=packet.source,
         source_port=packet.source_port,

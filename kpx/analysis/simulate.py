@@ -7,13 +7,14 @@ nat, filter, security) and POSTROUTING; and PREROUTING and INPUT if it is for th
 connection and direction of translation. Tables that aren't given are taken to be empty.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from kpx.analysis.match import Chain, KernelRule, Scene, State, Step, Trail
-from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, number, text
+from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, is_address, number, text
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.options import Option
@@ -55,6 +56,16 @@ def tables_of_save(saved: Saved) -> tuple[Tables, Policies]:
     return tables, policies
 
 
+_DESTINATION = re.compile(r"-j DNAT --to-destination (?:\[([0-9a-f:.]+)\]|([0-9.]+))(?::\d+)?(?: |$)")
+
+
+def translated_to(tables: Tables) -> frozenset[str]:
+    """The addresses that rules translate to, as iptables-save prints them."""
+    rules = (rule for chain in tables.get("nat", {}).values() for rule in chain if "DNAT" in rule)
+    found = {match[1] or match[2] for match in map(_DESTINATION.search, rules) if match}
+    return frozenset(one for one in found if is_address(one))
+
+
 def simulate(
     tables: Tables, packet: Packet, host: Host, known: Mapping[str, float] | None = None
 ) -> Mapping[Outcome, Fraction]:
@@ -90,7 +101,7 @@ class Simulator:
 
     def __init__(self, tables: Tables, family: Family, host: Host, policies: Policies | None = None) -> None:
         self.family, self.host, self.policies = family, host, policies or {}
-        self._tables = tables
+        self.tables = tables
         self._chains: dict[tuple[str, str], Chain] = {}
 
     def outcomes(self, packet: Packet, known: Mapping[str, float] | None = None) -> Mapping[Outcome, Fraction]:
@@ -115,7 +126,7 @@ class Simulator:
         """A chain, ready to be passed; None if there is none of this name."""
         key = (table, name)
         if key not in self._chains:
-            rules = self._tables.get(table, {}).get(name)
+            rules = self.tables.get(table, {}).get(name)
             if rules is None:
                 return None
             self._chains[key] = Chain(rules, self.family)

@@ -12,7 +12,7 @@ import click
 
 from kpx import host
 from kpx.analysis.packet import Host
-from kpx.analysis.simulate import Simulator, tables_of, tables_of_save
+from kpx.analysis.simulate import Simulator, tables_of, tables_of_save, translated_to
 from kpx.api import Node
 from kpx.cli.inputs import (
     Inputs,
@@ -36,6 +36,8 @@ STDIN = "-"
 @dataclass(frozen=True, slots=True)
 class Held:
     """Rules of one family: where they are from, in words, and what tells the way of a packet through them.
+
+    Where the host's addresses aren't known, those that the rules translate to are taken to be others'.
 
     `saved` is what a dump or the kernel told, None if the rules were compiled.
     """
@@ -89,7 +91,15 @@ class RuleSource:
         if self.rules is not None and (other := _family_of(saved)) not in (family, None):
             raise KpxError(f"{origin}: holds rules of {other}, not of {family}")
         tables, policies = tables_of_save(saved)
-        return Held(origin, Simulator(tables, family, self.host(family), policies), saved)
+        host = self.host(family)
+        if not host.known:
+            host = Host(None, elsewhere=translated_to(tables))
+        return Held(origin, Simulator(tables, family, host, policies), saved)
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that there are rules of: of a dump one, else both."""
+        return tuple(Family) if self.rules is None else (_family_of(self._dump[1]) or Family.IPV4,)
 
     def host(self, family: Family) -> Host:
         """The host that the rules act on: the addresses named, else those in the kernel, or of the Node object."""

@@ -163,6 +163,8 @@ def _print(out: Console, found: Trace, shown: int) -> None:
     where = {"pod": "from a pod", "outside": "from outside", "node": "from the node itself"}[packet.origin]
     out.print(Text(f"{packet.protocol} {source} -> {destination}", "bold"), Text(f"{where}, {packet.ctstate}"))
     out.print(Text(f"through the rules of {packet.rules}", "dim"))
+    if not packet.host_known:
+        put(out, Text("the node's addresses aren't known (--node-address): endpoints are taken to be elsewhere", "dim"))
     for title, ways in _by_segment(found.paths):
         out.print()
         out.print(Text(title, "bold"))

@@ -44,10 +44,17 @@ class Target:
     tcp_be_liberal: bool = False
 
 
-def compile_sound(
-    objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target
-) -> tuple[Ruleset, tuple[Problem, ...]]:
-    """Compile all Services but those whose addresses or node ports are taken; say which these are."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is compiled: the Services that don't claim what is taken, and the settings; `problems` names the others."""
+
+    cluster: Cluster
+    settings: Settings
+    problems: tuple[Problem, ...]
+
+
+def prepare(objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target) -> Prepared:
+    """Sort out what a target needs to know of objects and configuration."""
     every = tuple(objects)
     node = next((one for one in every if isinstance(one, api.Node) and one.metadata.name == target.node_name), None)
     cluster, problems = without_conflicts(cluster_of(every, target.family, target.node_name))
@@ -58,8 +65,15 @@ def compile_sound(
         config.bind_address,
         target.tcp_be_liberal or config.conntrack.tcp_be_liberal,
     )
-    settings = settings_for(config, view, comments=not cluster.is_large)
-    return compile_cluster(cluster, settings, target.layout), problems
+    return Prepared(cluster, settings_for(config, view, comments=not cluster.is_large), problems)
+
+
+def compile_sound(
+    objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target
+) -> tuple[Ruleset, tuple[Problem, ...]]:
+    """Compile all Services but those whose addresses or node ports are taken; say which these are."""
+    prepared = prepare(objects, config, target)
+    return compile_cluster(prepared.cluster, prepared.settings, target.layout), prepared.problems
 
 
 def compile_objects(objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target) -> Ruleset:

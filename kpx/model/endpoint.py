@@ -1,6 +1,6 @@
 """Endpoints: the backends of a service port, merged from its EndpointSlices."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kpx import api
@@ -55,16 +55,25 @@ def merge_slices(
     merged: dict[ServicePortName, dict[str, Endpoint]] = {}
     for endpoint_slice in sorted(slices, key=lambda one: one.metadata.name):
         service = service_of(endpoint_slice)
-        if service is None or endpoint_slice.address_type.lower() != family.value:
+        if service is None or not is_of(endpoint_slice, family):
             continue
-        for port in endpoint_slice.ports:
-            if port.port is None:
-                continue
-            name = ServicePortName(*service, port.name, port.protocol.lower())
+        for name, number in port_names(endpoint_slice, service):
             found = merged.setdefault(name, {})
             for source in endpoint_slice.endpoints:
-                _add(found, _endpoint(source, port.port, node_name))
+                _add(found, _endpoint(source, number, node_name))
     return {name: tuple(found[key] for key in sorted(found)) for name, found in merged.items()}
+
+
+def is_of(endpoint_slice: api.EndpointSlice, family: Family) -> bool:
+    """Whether the endpoints of a slice have addresses of a family."""
+    return endpoint_slice.address_type.lower() == family.value
+
+
+def port_names(endpoint_slice: api.EndpointSlice, service: tuple[str, str]) -> Iterator[tuple[ServicePortName, int]]:
+    """The service ports that a slice's endpoints serve, with their own ports: those of the same name and protocol."""
+    for port in endpoint_slice.ports:
+        if port.port is not None:
+            yield ServicePortName(*service, port.name, port.protocol.lower()), port.port
 
 
 def _add(found: dict[str, Endpoint], endpoint: Endpoint) -> None:

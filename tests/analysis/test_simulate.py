@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet
-from kpx.analysis.simulate import Simulator, Tables, WaysError, tables_of_save
+from kpx.analysis.simulate import Simulator, Tables, WaysError, tables_of_save, translated_to
 from kpx.family import Family
 from kpx.netfilter.ruleset import Rules
 from kpx.netfilter.save import parse_save
@@ -192,9 +192,22 @@ def test_a_host_whose_addresses_are_not_known() -> None:
     assert ends(OUTSIDE, INPUT=("-j DROP",), FORWARD=("-j DROP",)) == {DROPPED}
     assert ends(replace(OUTSIDE, destination="127.0.0.1"), INPUT=("-j DROP",)) == {DROPPED}
     assert ends(replace(OUTSIDE, destination="224.0.0.1"), FORWARD=(local,)) == {UNTOUCHED}
+    away = Simulator({"filter": {"INPUT": ("-j DROP",), "FORWARD": (local,)}}, Family.IPV4, Host(None, ["10.96.0.1"]))
+    assert away.outcomes(OUTSIDE) == {UNTOUCHED: 1}
     source = "-m addrtype --src-type LOCAL -j DROP"
     assert ends(OUTSIDE, FORWARD=(source,)) == {UNTOUCHED}
     assert ends(replace(OUTSIDE, origin=Origin.NODE), OUTPUT=(source,)) == {DROPPED}
+
+
+def test_where_rules_translate_to() -> None:
+    nat = {"A": ("-j DNAT --to-destination 10.1.1.1:80", "-j DNAT --to-destination 10.1.1.2 --persistent", "-j DNAT"),
+           "B": ("-j DNAT --to-destination [fd00::1]:80", "-j DNAT --to-destination 10.1.1.3-10.1.1.9:80",
+                 "-j DNAT --to-destination 10.1.1.999", "-d 10.1.1.1/32 -j ACCEPT")}  # fmt: skip
+    assert translated_to({"nat": nat, "filter": {"C": ("-j DNAT --to-destination 10.9.9.9",)}}) == {
+        "10.1.1.1",
+        "10.1.1.2",
+        "fd00::1",
+    }
 
 
 def test_marks_of_connections() -> None:

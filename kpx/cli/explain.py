@@ -1,0 +1,199 @@
+"""`kpx explain`."""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kpx.analysis.report import OutcomeReport
+from kpx.cli.inputs import FAMILIES, Inputs
+from kpx.cli.output import page, print_json, print_schema, put, share
+from kpx.cli.rules import Held, RuleSource, rule_options
+from kpx.errors import KpxError
+from kpx.explain.explain import explain
+from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport, UseReport, WayReport
+from kpx.explain.rules_alone import explain_rules
+from kpx.explain.world import World
+from kpx.family import Family
+
+SHOWN = 12
+"""Endpoints that are listed, unless all are asked for."""
+
+
+def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        print_schema(Explanation)
+        ctx.exit()
+
+
+@click.command()
+@click.argument("asked", metavar="WHAT")
+@click.option("--family", type=click.Choice(list(FAMILIES)), help="IP family [default: those that there are rules of].")
+@click.option("--all", "everything", is_flag=True, help="List all endpoints, however many there are.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; --schema tells its shape.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@rule_options
+def command(source: RuleSource, asked: str, family: str | None, everything: bool, as_json: bool) -> None:
+    """Explain WHAT: a Service (shop/web, shop/web:http), a VIP, a node port, a pod's address or a chain.
+
+    Says every way in and who may use it, which endpoints take part on this node and which don't and why, and what is
+    wrong. With manifests (-f) and rules (--rules or --live) it also says where the rules are not as they should be;
+    with rules alone, what these tell.
+
+    \b
+    Example:
+      kpx explain shop/web -f shop/ --config config.yaml --node node-0 --rules dump.save
+    """
+    families = FAMILIES[family] if family else source.families
+    if source.inputs:
+        worlds, origin = _worlds(source, source.inputs, families)
+        found = explain(asked, worlds, origin)
+    else:
+        held = [source.held(one) for one in families]
+        found = explain_rules(asked, [one.simulator for one in held], held[0].origin)
+    if as_json:
+        print_json(found)
+    else:
+        with page() as out:
+            _print(out, found, len(found.ports) * 10_000 if everything else SHOWN)
+
+
+def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family]) -> tuple[list[World], str]:
+    held: dict[Family, Held] = {} if source.compiles else {one: source.held(one) for one in families}
+    hosts = {one: source.host(one) for one in families}
+    worlds = [
+        World(
+            objects=inputs.objects,
+            config=inputs.config,
+            node_name=inputs.node_name,
+            family=one,
+            layout=inputs.layout,
+            host=hosts[one] if hosts[one].known else None,
+            actual=held[one].simulator if one in held else None,
+            saved=held[one].saved if one in held else None,
+            broken=inputs.problems,
+        )
+        for one in families
+    ]
+    if not inputs.objects and inputs.problems:
+        raise KpxError("\n".join(map(str, inputs.problems)))
+    return worlds, next((one.origin for one in held.values()), "manifests")
+
+
+# ---- for people ----
+
+
+def _print(out: Console, found: Explanation, shown: int) -> None:
+    put(out, Text(found.about, "bold"))
+    where = f" on node {found.node}" if found.node else ""
+    put(out, Text(f"rules of {found.rules}{where}", "dim"))
+    _print_findings(out, found.findings)
+    for port in found.ports:
+        _print_port(out, port, shown)
+    if not found.every_finding:
+        out.print()
+        put(out, Text("Nothing is wrong with it, as far as can be seen here.", "green"))
+
+
+def _print_findings(out: Console, findings: Sequence[Finding]) -> None:
+    for one in findings:
+        out.print()
+        put(out, Text.assemble(("! ", "bold yellow"), one.what), 0, 2)
+        if one.advice:
+            put(out, Text.assemble(("What to do: ", "bold"), one.advice), 2, 2)
+
+
+def _print_port(out: Console, port: ServicePortReport, shown: int) -> None:
+    out.print()
+    put(out, Text(f"{port.name}, {port.protocol}, {port.family}", "bold"))
+    if port.chains:
+        put(out, Text(f"chains {', '.join(port.chains)}", "dim"), 0, 7)
+    for way in port.ways:
+        _print_way(out, way)
+    for line in _remarks(port):
+        put(out, Text(line), 2, 2)
+    if port.endpoints:
+        put(out, Text("endpoints"), 2)
+        _print_endpoints(out, port.endpoints, shown)
+    _print_findings(out, port.findings)
+
+
+def _remarks(port: ServicePortReport) -> Iterator[str]:
+    if port.affinity_seconds:
+        yield f"A client stays with its endpoint for {port.affinity_seconds} s after its last connection."
+    if port.source_ranges:
+        yield f"The load balancer's addresses are for {', '.join(port.source_ranges)} only."
+
+
+def _print_way(out: Console, way: WayReport) -> None:
+    place = f"[{way.address}]:{way.port}" if ":" in way.address else f"{way.address}:{way.port}"
+    policy = f"  (policy {way.policy})" if way.policy else ""
+    put(out, Text.assemble(f"{way.kind} ", (place, "cyan"), (policy, "dim")), 2)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for use in way.uses:
+        groups.setdefault(_becomes(use), []).append(use.sender)
+    for lines, who in groups.items():
+        put(out, Text(f"from {', '.join(who)}: {lines[0]}"), 4)
+        for line in lines[1:]:
+            put(out, Text(line), 6)
+
+
+def _becomes(use: UseReport) -> tuple[str, ...]:
+    """What becomes of packets, in lines: endpoints that are equally likely in one."""
+    groups: dict[str, list[OutcomeReport]] = {}
+    for one in use.outcomes:
+        groups.setdefault(_end(one), []).append(one)
+    lines = []
+    for end, some in groups.items():
+        shares = sorted({share(one.exact) for one in some})
+        total = sum((Fraction(one.exact) for one in some), Fraction(0))
+        if some[0].fate != "translated":
+            lines.append(end if total == 1 else f"{end}: {share(total)}")
+        elif len(some) == 1:
+            lines.append(f"{shares[0]} {some[0].destination}{end}" if total != 1 else f"{some[0].destination}{end}")
+        elif len(shares) == 1:
+            places = ", ".join(one.destination for one in some[:4]) + (", …" if len(some) > 4 else "")
+            lines.append(
+                f"{shares[0]} each to {len(some)} endpoints{end}"
+                if len(some) > 4
+                else f"{shares[0]} each to {places}{end}"
+            )
+        else:
+            lines += [f"{share(one.exact)} {one.destination}{end}" for one in some]
+    return tuple(lines)
+
+
+def _end(one: OutcomeReport) -> str:
+    if one.fate == "translated":
+        return ", masqueraded" if one.masqueraded else ""
+    words = {
+        "untouched": "not translated, no rule leads to an endpoint",
+        "rejected": f"rejected ({one.detail})",
+        "dropped": "dropped",
+        "unknown": f"can't be known: {one.detail}",
+    }
+    return words[one.fate]
+
+
+def _print_endpoints(out: Console, endpoints: Sequence[EndpointReport], shown: int) -> None:
+    order = sorted(endpoints, key=lambda one: (one.takes_part, not one.why_not))
+    listed = [one for one in endpoints if one in order[:shown]]
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for _ in range(4):
+        table.add_column(overflow="fold")
+    for one in listed:
+        mark = Text("+", "green") if one.takes_part else Text("-", "red")
+        why = (
+            one.why_not
+            if not one.takes_part
+            else f"takes part; not always: {one.why_not}"
+            if one.why_not
+            else "takes part"
+        )
+        table.add_row(Text.assemble("    ", mark, " ", one.address), Text(one.pod), Text(one.node), Text(why))
+    out.print(table)
+    if len(endpoints) > shown:
+        put(out, Text(f"… and {len(endpoints) - shown} more that take part (--all lists them)", "dim"), 4)

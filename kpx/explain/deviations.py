@@ -1,0 +1,95 @@
+"""Where the rules that are there differ from what the objects ask for: rule by rule, and by what packets meet."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+
+from kpx.analysis.packet import Fate, Outcome, Packet
+from kpx.analysis.report import printable
+from kpx.analysis.simulate import WaysError
+from kpx.explain.report import Finding
+from kpx.explain.ways import Sender, Way
+from kpx.explain.world import World
+from kpx.reconcile.report import FRAME, Difference
+
+_SHOWN = 3
+
+
+def of_rules(world: World, owner: str) -> Iterator[Finding]:
+    """The rules of a service port, or those of no Service in particular, that differ."""
+    found = world.differences.get(owner, ())
+    if found:
+        said = "; ".join(_words(one) for one in found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        whose = "Rules that all Services need" if owner == FRAME else f"Rules of {owner}"
+        yield Finding(
+            code="rules-differ",
+            what=f"{whose} are not as they should be: {said}{more}.",
+            advice="`kpx diff` shows all differences, `kpx apply` puts them right. If they come back, some other "
+            "program changes the rules.",
+        )
+
+
+def _words(one: Difference) -> str:
+    rule = one.live or one.desired or "(the chain itself)"
+    return printable(f"{one.kind} in {one.table} {one.chain}: {rule}")
+
+
+def of_packets(world: World, ways: Sequence[Way], senders: Sequence[Sender]) -> Iterator[Finding]:
+    """Packets that meet something else than they should. Who meets the same is told of in one finding."""
+    if world.actual is None:
+        return
+    met: dict[tuple[str, str, str], list[str]] = {}
+    for way in ways:
+        for sender in senders:
+            packet = sender.packet(way)
+            actual, desired = world.actual.outcomes(packet), world.desired.outcomes(packet)
+            if not _same(actual, desired):
+                place = f"{way.kind} {way.address}:{way.port}"
+                key = (_said(actual), _said(desired), _decisive(world, packet, desired))
+                met.setdefault(key, []).append(f"from {sender.words} to the {place}")
+    for (now, wanted, rule), who in met.items():
+        some = " and ".join(who[:2]) + (f" and {len(who) - 2} other kinds" if len(who) > 2 else "")
+        yield Finding(
+            code="packets-differ",
+            what=f"Packets {some} are {now}{rule}; they should be {wanted}.",
+            advice="`kpx trace` shows the way of such a packet step by step.",
+        )
+
+
+def _same(one: Mapping[Outcome, Fraction], other: Mapping[Outcome, Fraction]) -> bool:
+    """Shares may be off by the rounding of rules' probabilities."""
+    return one.keys() == other.keys() and all(abs(one[key] - other[key]) < Fraction(1, 1 << 20) for key in one)
+
+
+def _said(outcomes: Mapping[Outcome, Fraction]) -> str:
+    """Outcomes in a few words."""
+    fates = {outcome.fate for outcome in outcomes}
+    if fates == {Fate.TRANSLATED}:
+        places = sorted({outcome.destination for outcome in outcomes})
+        shown = ", ".join(places[:4]) + (", …" if len(places) > 4 else "")
+        hidden = {outcome.masqueraded for outcome in outcomes}
+        source = " masqueraded" if hidden == {True} else "" if hidden == {False} else " partly masqueraded"
+        shares = {round(float(share), 6) for share in outcomes.values()}
+        return f"sent{source} to {shown}" + ("" if len(shares) == 1 else " (not equally often)")
+    words = {
+        Fate.TRANSLATED: "sent to endpoints",
+        Fate.UNTOUCHED: "not translated",
+        Fate.REJECTED: "rejected",
+        Fate.DROPPED: "dropped",
+        Fate.UNKNOWN: "not to be judged",
+    }
+    return " or ".join(words[fate] for fate in Fate if fate in fates)
+
+
+def _decisive(world: World, packet: Packet, desired: Mapping[Outcome, Fraction]) -> str:
+    """The rule that makes the difference, where one does: the last one on a way that should not end so."""
+    try:
+        paths = world.actual.paths(packet) if world.actual else ()
+    except WaysError:
+        return ""
+    wrong = next((path for path in paths if path.outcome not in desired and path.steps), None)
+    if wrong is None or wrong.outcome.fate not in (Fate.DROPPED, Fate.REJECTED, Fate.UNKNOWN):
+        return ""
+    step = wrong.steps[-1]
+    where = f"rule {step.position} of {step.table} {step.chain}" if step.position else f"{step.table} {step.chain}"
+    return printable(f" by {where} ({step.rule})")

@@ -1,0 +1,244 @@
+"""What rules tell of a Service where nothing else is known: read from comments, destinations and DNAT targets."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kpx.analysis.notation import parse_place
+from kpx.analysis.simulate import Simulator
+from kpx.errors import KpxError
+from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
+from kpx.explain.ways import Sender, Way, senders, way_report
+from kpx.netfilter.names import ours
+from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
+from kpx.netfilter.rule import comment_of, target_of
+from kpx.netfilter.ruleset import Rules
+
+_ENTRY = re.compile(r"(?:-d (?P<address>\S+)/(?:32|128) )?-p (?P<protocol>\S+) .*--dport (?P<port>\d+) ")
+_DNAT = re.compile(r"-p (\S+) .*-j DNAT --to-destination (\S+)")
+_PODS = re.compile(r"! (-s \S+) -d ")
+_SECONDS = re.compile(r"--rcheck --seconds (\d+)")
+_RANGE = re.compile(r"-s (\S+) ")
+_KINDS = {"cluster IP": "cluster IP", "external IP": "external IP", "loadbalancer IP": "load balancer IP"}
+
+
+@dataclass
+class _Found:
+    """What rules tell of one service port. `chains` maps its chains to their rules."""
+
+    name: str
+    protocol: str
+    ways: dict[tuple[str, int], str] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    chains: dict[str, Rules] = field(default_factory=dict)
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Endpoints by chain."""
+        found = {chain: _DNAT.search(rule) for chain, rules in self.chains.items() for rule in rules}
+        return {chain: match[2] for chain, match in found.items() if match}
+
+
+def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Explanation:
+    """What the rules tell of a Service, an address, a node port, an endpoint or a chain. Raises KpxError."""
+    ports: list[ServicePortReport] = []
+    findings: dict[Finding, None] = {}
+    about = ""
+    for simulator in simulators:
+        every = _services(simulator)
+        words, some = _matching(asked, every, simulator)
+        about = about or words
+        ports += [_report(simulator, one) for one in some]
+        if words:
+            findings |= dict.fromkeys(_jumps(simulator))
+    if not about:
+        raise KpxError(f"these rules tell nothing of {asked}")
+    return Explanation(asked=asked, about=about, rules=rules, node="", findings=list(findings), ports=ports)
+
+
+# ---- reading ----
+
+
+def _services(simulator: Simulator) -> Mapping[tuple[str, str], _Found]:
+    """Everything that rules tell, by service port and protocol."""
+    found: dict[tuple[str, str], _Found] = {}
+    heads: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for table in ("nat", "filter"):
+        for chain, rules in simulator.tables.get(table, {}).items():
+            if ours(chain) and not is_own_chain(chain):
+                for rule in rules:
+                    owner, entry = rule_owner(rule), _ENTRY.match(rule)
+                    if owner and entry:
+                        key = (owner, entry["protocol"])
+                        one = found.setdefault(key, _Found(*key))
+                        _take(one, chain, entry["address"] or "", int(entry["port"]), rule)
+                        heads[key].add(target_of(rule) or "")
+    nat = simulator.tables.get("nat", {})
+    for key, one in found.items():
+        one.chains = _below(heads[key], nat)
+    return found
+
+
+def _take(one: _Found, chain: str, address: str, port: int, rule: str) -> None:
+    comment = comment_of(rule) or ""
+    target = target_of(rule)
+    if target in ("REJECT", "DROP"):
+        one.refusals.append(f"{target} for {address or 'node port'} port {port}: {comment}")
+    if "health check" in comment or comment.endswith("KUBE-FW-") or target == "ACCEPT":
+        return
+    kind = next((kind for words, kind in _KINDS.items() if comment.endswith(words)), "")
+    if kind or (address, port) not in one.ways:
+        one.ways[address, port] = kind or ("address" if address else "node port")
+
+
+def _below(heads: Iterable[str], nat: Mapping[str, Rules]) -> dict[str, Rules]:
+    """The chains that these lead to and that belong to one Service."""
+    found: dict[str, Rules] = {}
+    edge = list(heads)
+    while edge:
+        chain = edge.pop()
+        if chain in found or chain not in nat or not (is_own_chain(chain) or chain.startswith(("KPX-SV", "KPX-AF"))):
+            continue
+        found[chain] = nat[chain]
+        edge += [target for rule in nat[chain] if (target := target_of(rule))]
+    return found
+
+
+# ---- what is meant ----
+
+
+def _matching(
+    asked: str, every: Mapping[tuple[str, str], _Found], simulator: Simulator
+) -> tuple[str, Sequence[_Found]]:
+    """What was asked about, in words, and the service ports concerned; no words if there is nothing."""
+    if any(asked in chains for chains in simulator.tables.values()):
+        return _chain(asked, every, simulator)
+    if "/" in asked:
+        some = [one for one in every.values() if asked in (one.name, one.name.partition(":")[0])]
+        return (f"Service {asked}" if some else ""), some
+    if asked.removeprefix(":").isdecimal():
+        port = int(asked.removeprefix(":"))
+        some = [one for one in every.values() if ("", port) in one.ways]
+        return (f"node port {port} of {_names(some)}" if some else ""), some
+    try:
+        address, number = parse_place(asked)
+    except KpxError:
+        raise KpxError(f"{asked!r} is no namespace/name, address, node port or chain") from None
+    some = [one for one in every.values() if any(a == address and number in (None, p) for a, p in one.ways)]
+    if some:
+        return f"{asked}: an address of {_names(some)}", some
+    places = [one for one in every.values() if any(_is_at(to, address, number) for to in one.endpoints.values())]
+    return (f"{asked}: an endpoint of {_names(places)}" if places else ""), places
+
+
+def _is_at(place: str, address: str, port: int | None) -> bool:
+    try:
+        found, number = parse_place(place)
+    except KpxError:
+        return False
+    return found == address and port in (None, number)
+
+
+def _chain(asked: str, every: Mapping[tuple[str, str], _Found], simulator: Simulator) -> tuple[str, Sequence[_Found]]:
+    some = [one for one in every.values() if asked in one.chains]
+    tables = [table for table, chains in simulator.tables.items() if asked in chains]
+    if not some:
+        owner = next((chain_owners(simulator.tables[table]).get(asked) for table in tables), None)
+        sizes = ", ".join(f"{len(simulator.tables[table][asked])} rules in table {table}" for table in tables)
+        whose = f" of {owner}" if owner else ""
+        return f"chain {asked}{whose}: {sizes}; no Service's packets are led there", ()
+    place = some[0].endpoints.get(asked)
+    return f"chain {asked} of {_names(some)}" + (f": endpoint {place}" if place else ""), some
+
+
+def _names(some: Iterable[_Found]) -> str:
+    every = sorted({one.name for one in some})
+    return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")
+
+
+# ---- telling ----
+
+
+def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
+    rules = [rule for chain in one.chains.values() for rule in chain]
+    ranges = [m[1] for name, some in one.chains.items() if "-FW-" in name for rule in some if (m := _RANGE.match(rule))]
+    pods = next((match[1] for rule in rules if (match := _PODS.match(rule))), "")
+    seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
+    who = _senders(simulator, one, pods, ranges)
+    ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
+    reports = [way_report(simulator, way, who) for way in ways if way.address]
+    met = {out.destination for way in reports for use in way.uses for out in use.outcomes}
+    return ServicePortReport(
+        name=one.name,
+        family=simulator.family,
+        protocol=one.protocol,
+        chains=sorted(name for name in one.chains if "-SEP-" not in name),
+        affinity_seconds=seconds,
+        source_ranges=ranges,
+        ways=reports,
+        endpoints=[
+            EndpointReport(
+                address=place,
+                pod="",
+                node="",
+                takes_part=place in met,
+                why_not="" if place in met else "none of these packets gets there",
+            )
+            for place in sorted(set(one.endpoints.values()))
+        ],
+        findings=list(_findings(one, ways, simulator)),
+    )
+
+
+def _own(simulator: Simulator) -> str:
+    """An address of the host, if one is known."""
+    return next(iter(simulator.host.addresses(simulator.family)), "")
+
+
+def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str]) -> tuple[Sender, ...]:
+    addresses = [place.rpartition(":")[0].strip("[]") for place in one.endpoints.values()]
+    return senders(simulator.family, pods, _own(simulator), addresses, ranges)
+
+
+def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterator[Finding]:
+    if one.refusals and not one.endpoints:
+        yield Finding(
+            code="none-ready",
+            what=f"No endpoint is in use. The rules refuse its packets: {'; '.join(sorted(set(one.refusals)))}.",
+            advice="With manifests (-f) it can be told why.",
+        )
+    elif refused := [text for text in one.refusals if "no local endpoints" in text]:
+        yield Finding(
+            code="no-local-endpoint",
+            what=f"No endpoint runs on this node, and the policy is Local: {'; '.join(sorted(set(refused)))}.",
+            advice="Run a pod on this node, send clients to nodes that have one, or set the policy to Cluster.",
+        )
+    if any(not way.address for way in ways):
+        yield Finding(
+            code="unknown-host",
+            what="The node's addresses aren't known: endpoints are taken to be elsewhere, and what becomes of packets "
+            "to its node port isn't told.",
+            advice="Give the node's addresses by --node-address.",
+        )
+    missing = {target for rules in one.chains.values() for rule in rules if (target := target_of(rule))}
+    gone = sorted(t for t in missing if ours(t) and t not in simulator.tables.get("nat", {}))
+    if gone:
+        yield Finding(
+            code="missing-chain",
+            what=f"Its rules lead to chains that aren't there: {', '.join(gone)}.",
+            advice="Somebody has removed them; the proxy has to write its rules again.",
+        )
+
+
+def _jumps(simulator: Simulator) -> Iterator[Finding]:
+    """The built-in chains that should lead to Services and don't."""
+    nat = simulator.tables.get("nat", {})
+    for hook in ("PREROUTING", "OUTPUT"):
+        if not any(target_of(rule) == "KUBE-SERVICES" for rule in nat.get(hook, ())):
+            yield Finding(
+                code="not-connected",
+                what=f"nat {hook} has no rule that leads to KUBE-SERVICES: no Service is reachable "
+                f"{'from the node itself' if hook == 'OUTPUT' else 'from pods and from outside'}.",
+                advice="The proxy has to write its rules again.",
+            )
