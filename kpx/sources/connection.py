@@ -10,11 +10,10 @@ from urllib.parse import urlencode
 
 import aiohttp
 import structlog
-from kubernetes.aio.client import Configuration
-from kubernetes.aio.client.rest import RESTClientObject
 
 from kpx.api import KubeProxyConfiguration
 from kpx.errors import KpxError
+from kpx.sources.client import Configuration, RESTClientObject
 from kpx.sources.credentials import Credentials, from_cluster, from_kubeconfig
 from kpx.version import __version__
 

@@ -10,14 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import load_incluster_config
-from kubernetes.aio.config.exec_provider import ExecProvider
-from kubernetes.aio.config.kube_config import ConfigNode, KubeConfigLoader
-
 from kpx.api.documents import yaml_documents
 from kpx.api.problems import plain
 from kpx.errors import KpxError
+from kpx.sources.client import ConfigNode, Configuration, ExecProvider, KubeConfigLoader, load_incluster_config
 
 FILE_PERIOD = 60.0
 """How long, in seconds, what was read from files is believed (as long as client-go believes a token file)."""
