@@ -93,11 +93,12 @@ class Connection:
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._renew())
             self._renewal.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody asks
+        renewal = self._renewal  # by the time it is done, somebody else may have begun another one
         # Not cancelled if it takes too long: one plugin that hangs is better than one more with every attempt.
-        done, _ = await asyncio.wait({self._renewal}, timeout=_RENEWAL_SECONDS)
+        done, _ = await asyncio.wait({renewal}, timeout=_RENEWAL_SECONDS)
         if not done:
             raise KpxError(f"no credentials within {_RENEWAL_SECONDS:g} s: does an exec plugin hang?")
-        self._renewal.result()
+        renewal.result()
 
     async def close(self) -> None:
         """End all connections; for when nothing is being read any more."""

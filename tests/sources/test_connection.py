@@ -503,6 +503,27 @@ def test_closing_leaves_nothing_open(tmp_path: Path, blackhole: bool) -> None:
         asyncio.run(run())
 
 
+def test_many_renewals_that_fail_fail_each_for_itself() -> None:
+    """Whoever waited for one is told how that one ended, even if the next one has begun."""
+
+    async def run() -> None:
+        async def fail() -> credentials.Credentials:
+            await asyncio.sleep(0)
+            raise KpxError("no luck")
+
+        made = Connection(fail)
+
+        async def insist() -> None:
+            for _ in range(50):
+                with pytest.raises(KpxError, match="no luck"):
+                    await made.renew()
+
+        await asyncio.gather(*(insist() for _ in range(5)))
+        await made.close()
+
+    asyncio.run(run())
+
+
 def test_closing_during_renewal(tmp_path: Path) -> None:
     async def run() -> None:
         async def never() -> credentials.Credentials:
