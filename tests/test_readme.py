@@ -35,7 +35,7 @@ def test_every_example_prints_what_readme_shows(namespace: Namespace) -> None:
 
 
 def test_the_python_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import kpx.*?)```", README, re.DOTALL)
     before = Path.cwd()
     os.chdir(ROOT)
     try:

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from kpx import host
-from kpx.cli.inputs import FAMILIES, backend_option, object_options_but_layout, read_inputs, tools_for
+from kpx.cli import review
+from kpx.cli.inputs import FAMILIES, Inputs, backend_option, object_options_but_layout, read_inputs, tools_for
 from kpx.compiler.compile import Layout
 from kpx.compiler.names import SERVICES
 from kpx.errors import KpxError
@@ -20,6 +21,7 @@ from kpx.reconcile.apply import read_live
 from kpx.reconcile.owners import Owners
 from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import Difference, differences
+from kpx.sources.manifests import SUFFIXES
 
 Found = Mapping[str, Sequence[Difference]]
 
@@ -34,10 +36,11 @@ Found = Mapping[str, Sequence[Difference]]
 @backend_option
 @click.option(
     "--against",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Compare with this output of iptables-save instead of the kernel; needs no root.",
+    type=click.Path(exists=True, path_type=Path),
+    help="Compare with this instead of the kernel: an output of iptables-save, or other manifests (a directory, or a "
+    "file that ends in .yaml, .yml or .json). Needs no root.",
 )
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True)
 def command(
     files: tuple[str, ...],
     node: str | None,
@@ -52,22 +55,47 @@ def command(
     """Compare rules with what manifests ask for. Prints, per Service, what is missing, extra or changed.
 
     Rules of kube-proxy are compared in kube-proxy's layout, unless --layout says otherwise: the differences are those
-    in what happens to packets, not in how rules are laid out. Exit status 0: no difference, 1: there are some.
+    in what happens to packets, not in how rules are laid out. Against other manifests it tells, per Service, what a
+    change from those to these means for the node: a review.
+
+    Exit status 0: no difference, 1: there are some.
+
+    \b
+    JSON, by family:
+      of rules: {SERVICE: [{"kind": "missing"|"extra"|"changed", "table", "chain",
+                 "live": RULE, "desired": RULE}, ...]}
+      of manifests: [{"subject": SERVICE, "kind": "new"|"gone"|"changed",
+                 "statements": [{"aspect", "text", "before": [...], "after": [...],
+                                 "breaking": true|false}, ...]}, ...]
 
     \b
     Example:
       kpx diff -f shop/ --config config.yaml --node node-0 --against dump.save
+      kpx diff -f shop/ --against ../main/shop/ --format markdown
     """
-    if against is not None and family == "dual":
-        raise KpxError("--against: a dump holds one family; choose --family ipv4 or ipv6")
     inputs = read_inputs(files, node, config_file, layout or Layout.TREE, keep_going)
     families = FAMILIES[family]
+    if against is not None and _are_manifests(against):
+        old = read_inputs((str(against),), inputs.node_name, config_file, Layout.TREE, keep_going=True)
+        review.command(old, inputs, families, form)
+    if against is not None and family == "dual":
+        raise KpxError("--against: a dump holds one family; choose --family ipv4 or ipv6")
+    _compare_rules(inputs, families, layout is None, backend, against, form)
+
+
+def _are_manifests(path: Path) -> bool:
+    return path.is_dir() or path.suffix in SUFFIXES
+
+
+def _compare_rules(
+    inputs: Inputs, families: Sequence[Family], any_layout: bool, backend: str, against: Path | None, form: str
+) -> None:
     live = {one: _read_dump(against) if against else read_live(tools_for(one, backend)) for one in families}
-    if layout is None:
+    if any_layout:
         inputs = replace(inputs, layout=_layout_of(live.values()))
     compiled = inputs.compile(families, against is None and host.tcp_be_liberal())
     found = {one: _differences(ruleset, live[one]) for one, ruleset in compiled.rulesets.items()}
-    click.echo(_json(found) if form == "json" else _text(found))
+    click.echo({"json": _json, "markdown": _markdown, "text": _text}[form](found))
     compiled.exit_if_incomplete()
     raise SystemExit(1 if any(found.values()) else 0)
 
@@ -110,15 +138,16 @@ def _text(found: Mapping[Family, Found]) -> str:
         for owner, some in of_family.items()
         for line in (
             f"{owner}" if len(found) == 1 else f"{owner} ({family})",
-            *(line for one in some for line in _lines(one)),
+            *(f"  {line}" for one in some for line in one.lines()),
         )
     ]
     return "\n".join(lines) if lines else "same"
 
 
-def _lines(one: Difference) -> tuple[str, ...]:
-    where = f"  {one.kind:<8}{one.table} {one.chain}"
-    rules = {"live": one.live, "want": one.desired}
-    if one.kind == "changed":
-        return (where, *(f"      {side}  {rule}" for side, rule in rules.items()))
-    return (f"{where}  {one.live or one.desired or '(the chain itself)'}",)
+def _markdown(found: Mapping[Family, Found]) -> str:
+    lines: list[str] = []
+    for family, of_family in found.items():
+        for owner, some in of_family.items():
+            lines += [f"### `{owner}` ({family})", "", "```text"]
+            lines += [line for one in some for line in one.lines()] + ["```", ""]
+    return "\n".join(lines).rstrip() if lines else "No difference."

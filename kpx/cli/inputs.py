@@ -97,17 +97,25 @@ class Inputs:
 
     def compile(self, families: Iterable[Family], tcp_be_liberal: bool = False) -> "Compiled":
         """Compile for each family. Raises InputError if any object is unsound, unless told to keep going."""
-        problems = {str(problem): problem for problem in self.problems}
+        conflicts: list[Problem] = []
         rulesets: dict[Family, Ruleset] = {}
         for family in families:
             target = Target(self.node_name, family, self.layout, tcp_be_liberal)
-            rulesets[family], conflicts = compile_sound(self.objects, self.config, target)
-            problems.update((str(problem), problem) for problem in conflicts)
+            rulesets[family], problems = compile_sound(self.objects, self.config, target)
+            conflicts += problems
+        return Compiled(rulesets, complete=self.complain(conflicts))
+
+    def complain(self, conflicts: Iterable[Problem]) -> bool:
+        """Say what is wrong with objects, alone or with each other; returns whether nothing is.
+
+        Raises InputError instead, unless told to keep going.
+        """
+        problems = {str(problem): problem for problem in (*self.problems, *conflicts)}
         if problems and not self.keep_going:
             raise InputError(problems.values())
         for text in problems:
             log.error(text)
-        return Compiled(rulesets, complete=not problems)
+        return not problems
 
 
 @dataclass(frozen=True, slots=True)

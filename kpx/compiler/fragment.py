@@ -60,8 +60,8 @@ class _PortCompiler:
         self.firewall_chain = f"KUBE-FW-{self.hash}"
         self.internal_policy_chain = self.local_chain if port.internal_local else self.cluster_chain
         self.external_policy_chain = self.local_chain if port.external_local else self.cluster_chain
-        self.internal_open = selection.anywhere and bool(selection.local or not port.internal_local)
-        self.external_open = selection.anywhere and bool(selection.local or not port.external_local)
+        self.internal_open = selection.serves(port.internal_local)
+        self.external_open = selection.serves(port.external_local)
         self.firewalled = bool(selection.anywhere and port.load_balancer_ips and port.source_ranges)
 
     # -- own chains ------------------------------------------------------------------------------------

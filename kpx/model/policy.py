@@ -49,6 +49,10 @@ class Selection:
     reachable: Endpoints = ()
     anywhere: bool = False
 
+    def serves(self, local: bool) -> bool:
+        """Whether traffic is served here under the Local policy, or under the Cluster policy."""
+        return self.anywhere and bool(self.local or not local)
+
 
 def select(endpoints: Endpoints, port: ServicePort, node: NodeView) -> Selection:
     """Apply traffic policies, topology hints and readiness, as kube-proxy 1.36 does (`pkg/proxy/topology.go`).

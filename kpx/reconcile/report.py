@@ -30,6 +30,13 @@ class Difference:
     live: str = ""
     desired: str = ""
 
+    def lines(self) -> tuple[str, ...]:
+        """For people to read: one line, or three if both rules have to be shown."""
+        where = f"{self.kind:<8}{self.table} {self.chain}"
+        if self.kind == "changed":
+            return (where, f"    live  {self.live}", f"    want  {self.desired}")
+        return (f"{where}  {self.live or self.desired or '(the chain itself)'}",)
+
 
 def differences(edits: Sequence[Edit], owners: Owners) -> Mapping[str, Sequence[Difference]]:
     """What `edits` would change, by service port (`namespace/name:port`), sorted; `FRAME` comes first."""

@@ -1,0 +1,92 @@
+"""What `kpx diff` prints of two revisions of manifests."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import NoReturn
+
+import click
+import structlog
+
+from kpx.api import Node
+from kpx.cli.inputs import Inputs
+from kpx.errors import Problem
+from kpx.family import Family
+from kpx.model.cluster import cluster_of, without_conflicts
+from kpx.model.node import node_view
+from kpx.model.review import Finding, Revision, review
+
+log = structlog.get_logger()
+
+_WRAP = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+Reviews = Mapping[Family, Sequence[Finding]]
+
+
+def command(old: Inputs, new: Inputs, families: Sequence[Family], form: str) -> NoReturn:
+    """Print what changed from `old` to `new`; ends with the exit status of a diff.
+
+    What is wrong in the old revision is told, but doesn't stop: the new one may mend it.
+    """
+    found: dict[Family, Sequence[Finding]] = {}
+    conflicts: list[Problem] = []
+    for problem in old.problems:
+        log.warning(f"in the old revision: {problem}")
+    for family in families:
+        before, of_old = _revision(old, family)
+        after, of_new = _revision(new, family)
+        for problem in of_old:
+            log.warning(f"in the old revision: {problem}")
+        conflicts += of_new
+        found[family] = review(before, after)
+    complete = new.complain(conflicts)
+    click.echo({"json": _json, "markdown": _markdown, "text": _text}[form](found))
+    raise SystemExit(2 if not complete else 1 if any(found.values()) else 0)
+
+
+def _revision(inputs: Inputs, family: Family) -> tuple[Revision, tuple[Problem, ...]]:
+    cluster, conflicts = without_conflicts(cluster_of(inputs.objects, family, inputs.node_name))
+    nodes = (one for one in inputs.objects if isinstance(one, Node) and one.metadata.name == inputs.node_name)
+    view = node_view(inputs.node_name, family, next(nodes, None), inputs.config.bind_address)
+    return Revision(cluster, view), conflicts
+
+
+def _json(found: Reviews) -> str:
+    return json.dumps({family: [asdict(one) for one in some] for family, some in found.items()}, indent=2)
+
+
+def _text(found: Reviews) -> str:
+    lines = [
+        _WRAP.fill(f"{_subject(found, family, one)}: {_sentence(one)}")
+        for family, some in found.items()
+        for one in some
+    ]
+    return "\n".join([*lines, "", *_summary(found)]) if lines else "same"
+
+
+def _markdown(found: Reviews) -> str:
+    rows = [
+        f"| `{_subject(found, family, one)}` | {'⚠️ ' if one.breaking else ''}{_sentence(one)} |"
+        for family, some in found.items()
+        for one in some
+    ]
+    if not rows:
+        return "No change to Services."
+    return "\n".join([" ".join(_summary(found)), "", "| Service port | Change |", "| --- | --- |", *rows])
+
+
+def _subject(found: Reviews, family: Family, one: Finding) -> str:
+    return one.subject if len(found) == 1 else f"{one.subject} ({family})"
+
+
+def _sentence(one: Finding) -> str:
+    return "; ".join(statement.text for statement in one.statements)
+
+
+def _summary(found: Reviews) -> list[str]:
+    every = [one for some in found.values() for one in some]
+    counts = {kind: sum(one.kind == kind for one in every) for kind in ("new", "gone", "changed")}
+    text = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + "."
+    broken = sum(one.breaking for one in every)
+    return [text, f"{broken} no longer serve{'s' if broken == 1 else ''} all that was served."] if broken else [text]
