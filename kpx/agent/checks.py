@@ -2,27 +2,28 @@
 
 from collections.abc import Iterable
 
-from kpx.agent.desired import Compiled, Desired
+from kpx.agent.desired import Desired
 from kpx.agent.servers import ServiceHealth
 from kpx.agent.store import ServiceKey
 
 
-def update_checks(
-    checks: dict[ServiceKey, ServiceHealth], desired: Desired, touched: Iterable[ServiceKey]
-) -> dict[ServiceKey, ServiceHealth]:
-    """The health checks of one family, those of `touched` Services worked out anew."""
-    found = dict(checks)
+def update_checks(checks: dict[ServiceKey, ServiceHealth], desired: Desired, touched: Iterable[ServiceKey]) -> bool:
+    """Work out anew the health checks of one family's `touched` Services; whether `checks` changed by that."""
+    changed = False
     for key in touched:
-        found.pop(key, None)
-        check = service_health(desired.of_service(key))
+        check = service_health(desired, key)
+        changed = changed or checks.get(key) != check
         if check is not None:
-            found[key] = check
-    return found
+            checks[key] = check
+        else:
+            checks.pop(key, None)
+    return changed
 
 
-def service_health(compiled: Iterable[Compiled]) -> ServiceHealth | None:
+def service_health(desired: Desired, key: ServiceKey) -> ServiceHealth | None:
     """The health check that one Service asks for: how many of this node's pods are ready, each counted once."""
-    ports = tuple(compiled)
-    number = next((one.port.health_check_node_port for one in ports if one.port.health_check_node_port), 0)
-    ready = {end.address for one in ports for end in one.endpoints if end.local and end.ready}
-    return ServiceHealth(number, len(ready)) if number else None
+    number = next((port.health_check_node_port for port in desired.ports(key) if port.health_check_node_port), 0)
+    if not number:
+        return None
+    ready = {end.address for one in desired.served(key) for end in one.endpoints if end.local and end.ready}
+    return ServiceHealth(number, len(ready))

@@ -1,10 +1,15 @@
-"""One family's desired rules, kept up to date Service by Service. Pure."""
+"""One family's desired rules, kept up to date Service by Service. Pure.
 
-from collections.abc import Iterable
+Rules aren't kept: what they are made of takes a tenth of the memory, and a service port is compiled in a fraction of a
+millisecond. So a change is compiled twice, from what was known before and from what is known now. Only dispatch trees,
+which all Services share, stand in memory.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from kpx.agent.store import ServiceKey, Store
+from kpx.agent.store import Ports, ServiceKey, Slices, Store
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.compile import Layout, Target, compile_fragment, join
 from kpx.compiler.fragment import Fragment
@@ -12,45 +17,128 @@ from kpx.compiler.settings import Settings, settings_for
 from kpx.compiler.tree import Change, Forest
 from kpx.model.claims import Claims
 from kpx.model.cluster import LARGE_CLUSTER_ENDPOINTS
-from kpx.model.endpoint import Endpoints
+from kpx.model.endpoint import Endpoints, count_endpoints, merge_slices
 from kpx.model.node import node_view
 from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort, ServicePortName
-from kpx.netfilter.ruleset import Ruleset
+from kpx.netfilter.ruleset import Rules, Ruleset
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.update import linear_dispatch_edits, own_chain_edits, tree_dispatch_edits
 
 Policy = Literal["internal", "external"]
 
 
+class Inputs(NamedTuple):
+    """What a Service was compiled from last: the very values of the store. Without ports if it loses them."""
+
+    ports: Ports
+    slices: Slices
+
+
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """A service port as it was compiled last."""
+class Served:
+    """A service port, its endpoints, and those that this node uses."""
 
     port: ServicePort
     endpoints: Endpoints
     selection: Selection
-    fragment: Fragment
 
 
 class Desired:
     """Everything one family's kernel should hold.
 
-    `refresh` recompiles only what a change touches. `settings` are what all service ports were compiled with; when
-    they change, all have to be compiled anew.
+    It begins with a load of everything: `begin`, then `prepare` and, when that is done for all Services, `load`, in
+    as many steps as the caller likes, then `loaded`. From then on `refresh` recompiles only what a change touches.
+    `settings` are what all service ports were compiled with; when they change, everything has to be loaded anew.
     """
 
     def __init__(self, store: Store, config: KubeProxyConfiguration, target: Target) -> None:
         self.store, self.config, self.target = store, config, target
-        self.compiled: dict[ServicePortName, Compiled] = {}
-        self._names: dict[ServiceKey, tuple[ServicePortName, ...]] = {}
-        self._claims = Claims()
-        self._endpoints: dict[ServiceKey, int] = {}
-        self.without_local: dict[Policy, set[ServicePortName]] = {"internal": set(), "external": set()}
-        self._endpoint_total = 0
         self._gone: list[ServicePort] = []
+        self.begin()
+
+    # -- everything ------------------------------------------------------------------------------------
+
+    def begin(self) -> frozenset[ServiceKey]:
+        """Forget everything; returns the Services to prepare and load."""
+        self.is_loaded = False
+        self.service_ports = 0
+        self.without_local: dict[Policy, set[ServicePortName]] = {"internal": set(), "external": set()}
+        self._inputs: dict[ServiceKey, Inputs] = {}
+        self._claims = Claims()
+        self._endpoint_total = 0
         self.settings = self._settings()
         self._forest = Forest(self.settings)
+        return self.store.keys()
+
+    def prepare(self, keys: Iterable[ServiceKey]) -> None:
+        """The first pass of a load: who claims what, and how many endpoints there are."""
+        for key in keys:
+            ports = self.store.ports(key, self.target.family)
+            if ports:
+                self._inputs[key] = inputs = Inputs(ports, self.store.slices(key))
+                self._claims.set(key, ports)
+                self._endpoint_total += self._count(inputs)
+
+    def prepared(self) -> list[ServiceKey]:
+        """End the first pass; returns the Services to load, in the order of their names."""
+        losers = self._claims.losers()
+        for key in losers:
+            self._endpoint_total -= self._count(self._inputs.pop(key))
+        self.settings = self._settings()
+        self._forest = Forest(self.settings)
+        return sorted(self._inputs)
+
+    def load(self, keys: Iterable[ServiceKey]) -> Iterator[Fragment]:
+        """The second pass: compile these Services."""
+        for key in keys:
+            for name, fragment in self._compile(self._inputs[key], note=True).items():
+                self._forest.add(fragment)
+                self.service_ports += 1
+                yield fragment
+
+    def loaded(self) -> None:
+        """End the second pass."""
+        self.is_loaded = True
+
+    def load_all(self) -> None:
+        """All of a load in one go."""
+        self.prepare(self.begin())
+        for _ in self.load(self.prepared()):
+            pass
+        self.loaded()
+
+    def keys(self) -> list[ServiceKey]:
+        """Every Service that has rules, in the order of their names."""
+        return sorted(self._inputs)
+
+    def fragments(self, keys: Iterable[ServiceKey]) -> Iterator[Fragment]:
+        """The service ports of these Services, compiled as they are in force."""
+        for key in keys:
+            if key in self._inputs:
+                yield from self._compile(self._inputs[key]).values()
+
+    def shared(self) -> Ruleset:
+        """The chains that don't belong to single service ports, and the jumps to them."""
+        if self.target.layout is Layout.TREE:
+            return self._forest.ruleset({})
+        entries = (Fragment(one.name, {}, one.entries) for one in self.fragments(self.keys()))
+        return join(entries, self.settings, self.target.layout)
+
+    def ruleset(self) -> Ruleset:
+        """The whole ruleset."""
+        if self.target.layout is Layout.TREE:
+            own: dict[str, Rules] = {}
+            for one in self.fragments(self.keys()):
+                own.update(one.chains)
+            return self._forest.ruleset(own)
+        return join(self.fragments(self.keys()), self.settings, self.target.layout)
+
+    def settings_changed(self) -> bool:
+        """Whether everything has to be loaded anew."""
+        return self._settings() != self.settings
+
+    # -- changes ---------------------------------------------------------------------------------------
 
     def refresh(self, touched: Iterable[ServiceKey]) -> tuple[Edit, ...]:
         """Recompile these Services, and those that win or lose an address by it; returns the edits."""
@@ -65,28 +153,10 @@ class Desired:
         merged = _merged(changes)
         return tuple(filter(None, (*own_chain_edits(merged, self.target.family), *self._dispatch_edits(merged))))
 
-    def settings_changed(self) -> bool:
-        """Whether all Services have to be compiled anew; takes over the new settings."""
-        now = self._settings()
-        changed = now != self.settings
-        if changed:
-            self.settings = now
-            # Edits from old fragments to new ones would be of no use: the whole ruleset is compared with the kernel.
-            self.compiled.clear()
-            self._forest = Forest(now)
-        return changed
-
     def _dispatch_edits(self, changes: list[Change]) -> Iterable[Edit]:
         if self.target.layout is Layout.CLASSIC:
             return linear_dispatch_edits(changes)
         return tree_dispatch_edits(self._forest.update(changes), self.target.family)
-
-    def ruleset(self) -> Ruleset:
-        """The whole ruleset."""
-        fragments = (self.compiled[name].fragment for name in sorted(self.compiled))
-        if self.target.layout is Layout.CLASSIC:
-            return join(fragments, self.settings, self.target.layout)
-        return self._forest.ruleset({chain: rules for one in fragments for chain, rules in one.chains.items()})
 
     def take_gone(self) -> tuple[ServicePort, ...]:
         """Service ports as they were before they vanished or changed, since this was last asked."""
@@ -97,13 +167,22 @@ class Desired:
         """Keep for the next time what `take_gone` gave."""
         self._gone += gone
 
+    # -- questions -------------------------------------------------------------------------------------
+
     def losers(self) -> frozenset[ServiceKey]:
         """Services without rules because another one has their address or node port."""
-        return frozenset(key for key in self._names if self._claims.loses(key))
+        return self._claims.losers()
 
-    def of_service(self, key: ServiceKey) -> tuple[Compiled, ...]:
-        """What is compiled for a Service."""
-        return tuple(self.compiled[name] for name in self._names.get(key, ()) if name in self.compiled)
+    def ports(self, key: ServiceKey) -> Ports:
+        """The service ports of a Service that are in force."""
+        return self._inputs[key].ports if key in self._inputs else ()
+
+    def served(self, key: ServiceKey) -> Iterator[Served]:
+        """What is in force for a Service."""
+        if key in self._inputs:
+            yield from self._served(self._inputs[key])
+
+    # -- one Service -----------------------------------------------------------------------------------
 
     def _with_rivals(self, touched: Iterable[ServiceKey]) -> frozenset[ServiceKey]:
         keys = frozenset(touched)
@@ -113,47 +192,47 @@ class Desired:
         return keys | rivals
 
     def _recompile(self, key: ServiceKey) -> list[Change]:
-        endpoints = self.store.endpoints(key, self.target.family)
-        ports = {port.name: port for port in self.store.ports(key, self.target.family)}
-        if self._claims.loses(key):
-            ports = {}
-        self._count_endpoints(key, sum(len(endpoints.get(name, ())) for name in ports))
-        before = self._names.pop(key, ())
-        if ports or key in self.store.services:
-            self._names[key] = tuple(ports)
-        changes: list[Change] = []
-        for name in dict.fromkeys((*before, *ports)):
-            old = self.compiled.pop(name, None)
-            new = self._compile(ports[name], endpoints.get(name, ())) if name in ports else None
-            if new is not None:
-                self.compiled[name] = new
-            self._note_local(name, new)
-            if old is not None and (new is None or old.port != new.port):
-                self._gone.append(old.port)
-            changes.append((old.fragment if old else None, new.fragment if new else None))
-        return changes
+        before = self._inputs.pop(key, Inputs((), ()))
+        ports = () if self._claims.loses(key) else self.store.ports(key, self.target.family)
+        now = Inputs(ports, self.store.slices(key))
+        if ports:
+            self._inputs[key] = now
+        self._endpoint_total += self._count(now) - self._count(before)
+        self.service_ports += len(now.ports) - len(before.ports)
+        self._note_gone(before, now)
+        for port in before.ports:
+            self._note_local(port, Selection())
+        old, new = self._compile(before), self._compile(now, note=True)
+        return [(old.get(name), new.get(name)) for name in dict.fromkeys((*old, *new))]
 
-    def _compile(self, port: ServicePort, endpoints: Endpoints) -> Compiled:
-        selection = select(endpoints, port, self.settings.node)
-        fragment = compile_fragment(port, selection, self.settings, self.target.layout)
-        return Compiled(port, endpoints, selection, fragment)
+    def _compile(self, inputs: Inputs, note: bool = False) -> Mapping[ServicePortName, Fragment]:
+        """The fragments of a Service; `note` if they come into force now."""
+        fragments: dict[ServicePortName, Fragment] = {}
+        for one in self._served(inputs):
+            fragments[one.port.name] = compile_fragment(one.port, one.selection, self.settings, self.target.layout)
+            if note:
+                self._note_local(one.port, one.selection)
+        return fragments
 
-    def _note_local(self, name: ServicePortName, compiled: Compiled | None) -> None:
-        starved = compiled is not None and compiled.selection.anywhere and not compiled.selection.local
+    def _served(self, inputs: Inputs) -> Iterator[Served]:
+        endpoints = merge_slices(inputs.slices, self.target.family) if inputs.ports else {}
+        for port in sorted(inputs.ports, key=lambda one: one.name):
+            of_port = endpoints.get(port.name, ())
+            yield Served(port, of_port, select(of_port, port, self.settings.node))
+
+    def _count(self, inputs: Inputs) -> int:
+        return sum(count_endpoints(inputs.slices, port.name, self.target.family) for port in inputs.ports)
+
+    def _note_gone(self, before: Inputs, now: Inputs) -> None:
+        self._gone += (port for port in before.ports if port not in now.ports)
+
+    def _note_local(self, port: ServicePort, selection: Selection) -> None:
+        starved = selection.anywhere and not selection.local
         for policy, names in self.without_local.items():
-            if (
-                compiled
-                and starved
-                and (compiled.port.internal_local if policy == "internal" else compiled.port.external_local)
-            ):
-                names.add(name)
+            if starved and (port.internal_local if policy == "internal" else port.external_local):
+                names.add(port.name)
             else:
-                names.discard(name)
-
-    def _count_endpoints(self, key: ServiceKey, count: int) -> None:
-        self._endpoint_total += count - self._endpoints.pop(key, 0)
-        if count:
-            self._endpoints[key] = count
+                names.discard(port.name)
 
     def _settings(self) -> Settings:
         view = node_view(

@@ -23,8 +23,9 @@ def write_dump(store: Store, syncs: Iterable[FamilySync]) -> None:
         "families": {
             sync.family: {
                 "service_ports": {
-                    f"{name}/{name.protocol}": [str(one) for one in compiled.selection.reachable]
-                    for name, compiled in sorted(sync.desired.compiled.items())
+                    f"{one.port.name}/{one.port.protocol}": [str(end) for end in one.selection.reachable]
+                    for key in sync.desired.keys()
+                    for one in sync.desired.served(key)
                 },
                 "conflicts": ["/".join(key) for key in sorted(sync.desired.losers())],
                 "last_payload": sync.last_payload,

@@ -204,10 +204,10 @@ class FamilyProxy:
 
     async def _after_sync(self, synced: Synced) -> None:
         await delete_stale_flows(self.desired, synced, self.metrics)
-        self._checks = update_checks(self._checks, self.desired, synced.touched)
-        if self._serving:
+        changed = update_checks(self._checks, self.desired, synced.touched)
+        if self._serving and (changed or synced.full):
             await self.health_checks.sync(self._checks)
-        self.metrics.service_ports(self.family, len(self.desired.compiled))
+        self.metrics.service_ports(self.family, self.desired.service_ports)
         for policy, names in self.desired.without_local.items():
             self.metrics.no_local_endpoints(policy, self.family, len(names))
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import structlog
 
 from kpx import host
-from kpx.agent.desired import Desired
+from kpx.agent.desired import Desired, Served
 from kpx.agent.metrics import Metrics
+from kpx.agent.store import ServiceKey
 from kpx.agent.sync import Synced
 from kpx.errors import KpxError
 from kpx.model.endpoint import Endpoints
@@ -21,7 +22,7 @@ log = structlog.get_logger()
 async def delete_stale_flows(desired: Desired, synced: Synced, metrics: Metrics) -> None:
     """Delete the stale flows of the Services that a sync concerned; after a full one, of all."""
     keys = desired.store.keys() if synced.full else synced.touched
-    live = [(one.port, one.endpoints) for key in keys for one in desired.of_service(key) if one.port.protocol == "udp"]
+    live = [(one.port, one.endpoints) for key in keys for one in _udp(desired, key)]
     gone = desired.take_gone()
     if live or any(port.protocol == "udp" for port in gone):
         try:
@@ -29,6 +30,11 @@ async def delete_stale_flows(desired: Desired, synced: Synced, metrics: Metrics)
         except KpxError as error:
             desired.keep_gone(gone)
             log.error("stale UDP flows not deleted", family=desired.target.family, error=str(error))
+
+
+def _udp(desired: Desired, key: ServiceKey) -> Iterator[Served]:
+    if any(port.protocol == "udp" for port in desired.ports(key)):
+        yield from (one for one in desired.served(key) if one.port.protocol == "udp")
 
 
 def _delete(

@@ -1,7 +1,7 @@
 """The objects kpx reads, validated to the Kubernetes API's own grammar."""
 
 from kpx.api.config import KubeProxyConfiguration
-from kpx.api.endpointslice import Conditions, Endpoint, EndpointPort, EndpointSlice
+from kpx.api.endpointslice import Conditions, Endpoint, EndpointPort, EndpointSlice, Hints
 from kpx.api.meta import ObjectMeta
 from kpx.api.node import Node, NodeAddress
 from kpx.api.parse import Object, parse_config, parse_object
@@ -12,6 +12,7 @@ __all__ = [
     "Endpoint",
     "EndpointPort",
     "EndpointSlice",
+    "Hints",
     "KubeProxyConfiguration",
     "LoadBalancerIngress",
     "Node",

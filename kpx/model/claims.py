@@ -1,6 +1,7 @@
 """Who has which address and port: no two Services can have the same. Pure."""
 
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 
 from kpx.model.service import ServicePort
 
@@ -26,31 +27,52 @@ class Claims:
     """Every claim and who makes it. Of several Services the first by name has it, the others lose."""
 
     def __init__(self) -> None:
-        self._claimants: dict[Claim, set[Claimant]] = {}
-        self._made: dict[Claimant, frozenset[Claim]] = {}
+        # Nearly every claim has one claimant: a set for each would take more memory than all the rest.
+        self._claimants: dict[Claim, Claimant | set[Claimant]] = {}
+        self._made: dict[Claimant, tuple[Claim, ...]] = {}
 
     def set(self, claimant: Claimant, ports: Iterable[ServicePort]) -> frozenset[Claimant]:
         """Say what a Service claims now; returns the other Services that may win or lose by it."""
-        before = self._made.pop(claimant, frozenset())
-        now = frozenset(claim for port in ports for _, claim in claims_of(port))
+        before = self._made.pop(claimant, ())
+        now = tuple(dict.fromkeys(claim for port in ports for _, claim in claims_of(port)))
         if now:
             self._made[claimant] = now
         rivals: set[Claimant] = set()
-        for claim in before - now:
-            rivals |= self._claimants[claim]
-            self._claimants[claim].discard(claimant)
-            if not self._claimants[claim]:
-                del self._claimants[claim]
-        for claim in now - before:
-            self._claimants.setdefault(claim, set()).add(claimant)
-            rivals |= self._claimants[claim]
-        return frozenset(rivals - {claimant})
+        for claim in before:
+            if claim not in now:
+                rivals |= self._drop(claim, claimant)
+        for claim in now:
+            if claim not in before:
+                rivals |= self._add(claim, claimant)
+        return frozenset(rivals)
 
     def winner(self, claim: Claim) -> Claimant:
         """Who has it: the first by name of those who claim it."""
         claimants = self._claimants[claim]
-        return next(iter(claimants)) if len(claimants) == 1 else min(claimants)
+        return min(claimants) if isinstance(claimants, set) else claimants
 
     def loses(self, claimant: Claimant) -> bool:
         """Whether somebody else has something that this Service claims too."""
         return any(self.winner(claim) != claimant for claim in self._made.get(claimant, ()))
+
+    def losers(self) -> frozenset[Claimant]:
+        """All Services that lose."""
+        return frozenset(claimant for claimant in self._made if self.loses(claimant))
+
+    def _add(self, claim: Claim, claimant: Claimant) -> AbstractSet[Claimant]:
+        """Add a claimant; returns the others."""
+        others = self._claimants.setdefault(claim, claimant)
+        if others is claimant:
+            return frozenset()
+        every = others if isinstance(others, set) else {others}
+        rivals = frozenset(every)
+        self._claimants[claim] = every | {claimant}
+        return rivals
+
+    def _drop(self, claim: Claim, claimant: Claimant) -> AbstractSet[Claimant]:
+        """Take away a claimant; returns the others."""
+        every = self._claimants.pop(claim)
+        others = every - {claimant} if isinstance(every, set) else frozenset[Claimant]()
+        if others:
+            self._claimants[claim] = set(others) if len(others) > 1 else next(iter(others))
+        return others

@@ -8,7 +8,7 @@ from kpx import api
 from kpx.errors import Problem
 from kpx.family import Family
 from kpx.model.claims import Claim, Claimant, Claims, claims_of
-from kpx.model.endpoint import Endpoints, merge_slices, service_of
+from kpx.model.endpoint import Endpoints, Slice, merge_slices, slice_of
 from kpx.model.service import ServicePort, ServicePortName, service_ports
 
 LARGE_CLUSTER_ENDPOINTS = 1000
@@ -31,17 +31,17 @@ class Cluster:
 def cluster_of(objects: Iterable[api.Object], family: Family, node_name: str) -> Cluster:
     """Sort out Services and EndpointSlices, in whatever order, into the cluster of `family`."""
     ports: dict[ServicePortName, ServicePort] = {}
-    slices: dict[tuple[str, str], list[api.EndpointSlice]] = defaultdict(list)
+    slices: dict[tuple[str, str], list[Slice]] = defaultdict(list)
     for one in objects:
         if isinstance(one, api.Service):
             ports.update((port.name, port) for port in service_ports(one, family))
         elif isinstance(one, api.EndpointSlice):
-            service = service_of(one)
-            if service is not None:
-                slices[service].append(one)
+            packed = slice_of(one, node_name)
+            if packed is not None:
+                slices[packed.service].append(packed)
     endpoints: dict[ServicePortName, Endpoints] = {}
     for of_service in slices.values():
-        endpoints.update(merge_slices(of_service, family, node_name))
+        endpoints.update(merge_slices(of_service, family))
     return Cluster({name: ports[name] for name in sorted(ports)}, endpoints)
 
 

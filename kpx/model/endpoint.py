@@ -1,7 +1,11 @@
 """Endpoints: the backends of a service port, merged from its EndpointSlices."""
 
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from sys import intern
 
 from kpx import api
 from kpx.family import Family
@@ -10,6 +14,8 @@ from kpx.model.service import ServicePortName, is_ours
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 _NO_NAMES: frozenset[str] = frozenset()
+_NO_HINTS = (_NO_NAMES, _NO_NAMES)
+_FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +41,74 @@ class Endpoint:
 
 Endpoints = tuple[Endpoint, ...]
 
+_READY, _SERVING, _TERMINATING, _LOCAL = 1, 2, 4, 8
+_KINDS = {Family.IPV4: (socket.AF_INET, 4), Family.IPV6: (socket.AF_INET6, 16)}
+"""Address family and length in bytes of an address."""
+
+Hints = tuple[frozenset[str], frozenset[str]]
+"""The zones and the nodes that an endpoint is meant for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What counts of one EndpointSlice on one node, packed: an agent keeps tens of thousands of them.
+
+    `ports` are name, protocol in lower case and number. `addresses` are the endpoints' first addresses, 4 or 16 bytes
+    each, `states` their conditions, a byte each, `hints` one for each endpoint, or none if no endpoint has any.
+    """
+
+    service: tuple[str, str]
+    name: str
+    family: Family
+    ports: tuple[tuple[str, str, int], ...]
+    addresses: bytes
+    states: bytes
+    hints: tuple[Hints, ...] = ()
+
+    def endpoints(self, port: int) -> Iterator[Endpoint]:
+        """The endpoints behind one of the ports."""
+        kind, size = _KINDS[self.family]
+        hints = self.hints or repeat(_NO_HINTS)
+        for index, (state, (zones, nodes)) in enumerate(zip(self.states, hints, strict=False)):
+            yield Endpoint(
+                address=socket.inet_ntop(kind, self.addresses[index * size : (index + 1) * size]),
+                port=port,
+                ready=bool(state & _READY),
+                serving=bool(state & _SERVING),
+                terminating=bool(state & _TERMINATING),
+                local=bool(state & _LOCAL),
+                zone_hints=zones,
+                node_hints=nodes,
+            )
+
+
+def slice_of(source: api.EndpointSlice, node_name: str) -> Slice | None:
+    """An EndpointSlice as the node called `node_name` sees it; None if it isn't ours to use, or holds host names."""
+    service = service_of(source)
+    family = _FAMILIES.get(source.address_type)
+    if service is None or family is None:
+        return None
+    kind, _ = _KINDS[family]
+    hints = tuple(_hints(one.hints) for one in source.endpoints)
+    return Slice(
+        service=service,
+        name=source.metadata.name,
+        family=family,
+        ports=tuple((intern(one.name), intern(one.protocol.lower()), one.port) for one in source.ports if one.port),
+        addresses=b"".join(socket.inet_pton(kind, one.addresses[0]) for one in source.endpoints),
+        states=bytes(_state(one, node_name) for one in source.endpoints),
+        hints=hints if any(one is not _NO_HINTS for one in hints) else (),
+    )
+
 
 def service_of(endpoint_slice: api.EndpointSlice) -> tuple[str, str] | None:
     """The (namespace, name) of the Service that a slice belongs to; None if the slice is not ours to use."""
     labels = endpoint_slice.metadata.labels
     name = labels.get(SERVICE_NAME_LABEL)
-    return (endpoint_slice.metadata.namespace, name) if name and is_ours(labels) else None
+    return (intern(endpoint_slice.metadata.namespace), intern(name)) if name and is_ours(labels) else None
 
 
-def merge_slices(
-    slices: Iterable[api.EndpointSlice], family: Family, node_name: str
-) -> Mapping[ServicePortName, Endpoints]:
+def merge_slices(slices: Iterable[Slice], family: Family) -> Mapping[ServicePortName, Endpoints]:
     """The endpoints of one Service by service port, from all of its slices.
 
     Slices may repeat an endpoint, for instance while it moves from one to another: the last one on this node
@@ -53,15 +116,26 @@ def merge_slices(
     first address counts. Endpoints are sorted by their text, which is the order of kube-proxy's rules.
     """
     merged: dict[ServicePortName, dict[str, Endpoint]] = {}
-    for endpoint_slice in sorted(slices, key=lambda one: one.metadata.name):
-        service = service_of(endpoint_slice)
-        if service is None or not is_of(endpoint_slice, family):
-            continue
-        for name, number in port_names(endpoint_slice, service):
-            found = merged.setdefault(name, {})
-            for source in endpoint_slice.endpoints:
-                _add(found, _endpoint(source, number, node_name))
+    for one in sorted((one for one in slices if one.family is family), key=lambda one: one.name):
+        for port, protocol, number in one.ports:
+            found = merged.setdefault(ServicePortName(*one.service, port, protocol), {})
+            for endpoint in one.endpoints(number):
+                key = str(endpoint)
+                if endpoint.local or key not in found:
+                    found[key] = endpoint
     return {name: tuple(found[key] for key in sorted(found)) for name, found in merged.items()}
+
+
+def count_endpoints(slices: Iterable[Slice], name: ServicePortName, family: Family) -> int:
+    """How many endpoints `merge_slices` would give a service port; costs far less."""
+    found: set[tuple[bytes, int]] = set()
+    for one in slices:
+        if one.family is family:
+            size = _KINDS[family][1]
+            for port, protocol, number in one.ports:
+                if port == name.port and protocol == name.protocol:
+                    found.update((one.addresses[at : at + size], number) for at in range(0, len(one.addresses), size))
+    return len(found)
 
 
 def is_of(endpoint_slice: api.EndpointSlice, family: Family) -> bool:
@@ -76,21 +150,25 @@ def port_names(endpoint_slice: api.EndpointSlice, service: tuple[str, str]) -> I
             yield ServicePortName(*service, port.name, port.protocol.lower()), port.port
 
 
-def _add(found: dict[str, Endpoint], endpoint: Endpoint) -> None:
-    key = str(endpoint)
-    if endpoint.local or key not in found:
-        found[key] = endpoint
-
-
-def _endpoint(source: api.Endpoint, port: int, node_name: str) -> Endpoint:
-    conditions, hints = source.conditions, source.hints
-    return Endpoint(
-        address=source.addresses[0],
-        port=port,
-        ready=conditions.ready is not False,
-        serving=conditions.serving is not False,
-        terminating=conditions.terminating is True,
-        local=source.node_name == node_name,
-        zone_hints=frozenset(hint.name for hint in hints.for_zones) if hints else _NO_NAMES,
-        node_hints=frozenset(hint.name for hint in hints.for_nodes) if hints else _NO_NAMES,
+def _state(endpoint: api.Endpoint, node_name: str) -> int:
+    conditions = endpoint.conditions
+    return (
+        (_READY if conditions.ready is not False else 0)
+        | (_SERVING if conditions.serving is not False else 0)
+        | (_TERMINATING if conditions.terminating is True else 0)
+        | (_LOCAL if endpoint.node_name == node_name else 0)
     )
+
+
+def _hints(hints: api.Hints | None) -> Hints:
+    if hints is None or not (hints.for_zones or hints.for_nodes):
+        return _NO_HINTS
+    return _shared(
+        tuple(intern(hint.name) for hint in hints.for_zones), tuple(intern(hint.name) for hint in hints.for_nodes)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _shared(zones: tuple[str, ...], nodes: tuple[str, ...]) -> Hints:
+    """Hints, the same object for the same ones: thousands of endpoints have the same few."""
+    return frozenset(zones), frozenset(nodes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from sys import intern
 
 from kpx import api
 from kpx.family import Family
@@ -80,9 +81,10 @@ def service_ports(service: api.Service, family: Family) -> Iterator[ServicePort]
     spec = service.spec
     external = spec.type in EXTERNAL_TYPES or bool(spec.external_ips)
     local = spec.external_traffic_policy == "Local"
+    owner = intern(service.metadata.namespace), intern(service.metadata.name)
     for port in spec.ports:
         yield ServicePort(
-            name=ServicePortName(service.metadata.namespace, service.metadata.name, port.name, port.protocol.lower()),
+            name=ServicePortName(*owner, intern(port.name), intern(port.protocol.lower())),
             cluster_ip=cluster_ip,
             port=port.port,
             node_port=port.node_port,

@@ -1,7 +1,7 @@
 """What `iptables-save` prints, as values. Restore payloads are read too."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kpx.errors import KpxError
@@ -147,3 +147,90 @@ def _open_quote(line: str) -> bool:
 
 def _short(line: str, limit: int = 100) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+# -- large tables --
+
+
+def scan_save(text: str) -> Saved:
+    """The same as `parse_save`, but chains are read from the text only when they are looked up, each time anew.
+
+    So a table of 170,000 rules takes little more memory than its text. Raises SaveError; where `parse_save` would
+    raise it for a rule, this may see it only when the rule's chain is looked up.
+    """
+    try:
+        return _scan(text)
+    except _NotPlainError:
+        return parse_save(text)
+
+
+class _NotPlainError(Exception):
+    """A text that has to be read line by line."""
+
+
+_SECTION = re.compile(r"^\*(\S+)\n(.*?)^COMMIT$", re.MULTILINE | re.DOTALL)
+_CHAIN_LINE = re.compile(r"^:(\S+) (\S+)(?: \[(\d+):(\d+)\])? *$", re.MULTILINE)
+_RULE_CHAIN = re.compile(r"^-A (\S+)", re.MULTILINE)
+_OTHER_LINE = re.compile(r"^(?!-A |:|#|$)", re.MULTILINE)
+
+
+def _scan(text: str) -> Saved:
+    """Raises _NotPlainError for counters, inserted rules, chains in pieces, and quotes that are more than quotes."""
+    if "\\" in text or any("\n" in quoted for quoted in text.split('"')[1::2]):
+        raise _NotPlainError
+    tables: dict[str, SavedTable] = {}
+    for section in _SECTION.finditer(text):
+        if section[1] in tables:
+            raise _NotPlainError
+        tables[section[1]] = SavedTable(_Scanned(text, *section.span(2)))
+    if len(tables) != text.count("\n*") + text.startswith("*"):
+        raise _NotPlainError
+    return tables
+
+
+class _Scanned(Mapping[str, SavedChain]):
+    """The chains between two places of a text."""
+
+    def __init__(self, text: str, start: int, end: int) -> None:
+        self._text = text
+        self._at: dict[str, int] = {}  # where a chain's rules begin; -1 without any
+        self._built_in: dict[str, SavedChain] = {}
+        if _OTHER_LINE.search(text, start, end):
+            raise _NotPlainError
+        for line in _CHAIN_LINE.finditer(text, start, end):
+            name, policy, packets, size = line.groups()
+            self._at[name] = -1
+            if policy != "-":
+                self._built_in[name] = SavedChain(policy, int(packets or 0), int(size or 0), (), None)
+        if text.count("\n:", start, end) + text.startswith(":", start) != len(self._at):
+            raise _NotPlainError
+        last = ""
+        for line in _RULE_CHAIN.finditer(text, start, end):
+            if line[1] != last:
+                last = line[1]
+                if self._at.get(last, 0) >= 0:
+                    raise _NotPlainError
+                self._at[last] = line.start()
+
+    def __getitem__(self, name: str) -> SavedChain:
+        rules = tuple(self._rules(name))
+        built_in = self._built_in.get(name)
+        if built_in is not None:
+            return SavedChain(built_in.policy, built_in.packets, built_in.bytes, rules, None)
+        return SavedChain(None, 0, 0, rules, None)
+
+    def _rules(self, name: str) -> Iterator[str]:
+        at, text, head = self._at[name], self._text, f"-A {name}"
+        while at >= 0 and text.startswith(head, at) and text[at + len(head)] in " \n":
+            end = text.index("\n", at)
+            yield text[at + len(head) + 1 : end]
+            at = end + 1
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._at
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)

@@ -8,7 +8,7 @@ from kpx.netfilter import legacy
 from kpx.netfilter.names import ours
 from kpx.netfilter.restore import payload
 from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
-from kpx.netfilter.save import Saved, SavedChain, SavedTable, parse_save
+from kpx.netfilter.save import Saved, SavedChain, SavedTable, scan_save
 from kpx.netfilter.tools import Backend, RestoreError, Tools
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners
@@ -41,7 +41,7 @@ def read_live(tools: Tools, tables: Iterable[str] = TABLES) -> Saved:
     saved: dict[str, SavedTable] = dict(_clear_tables(tools)) if tools.backend is Backend.LEGACY else {}
     for table in tables:
         if table not in saved:
-            saved.update(parse_save(tools.save(table)))
+            saved.update(scan_save(tools.save(table)))
     return saved
 
 

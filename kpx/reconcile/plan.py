@@ -48,60 +48,82 @@ def make_removal_plan(family: Family, live: Saved) -> Plan:
 
 
 def _plan(desired: Ruleset, live: Saved, keep: frozenset[str]) -> Plan:
-    tables = [
-        _TablePlan(
-            name,
-            desired.tables.get(name, _NOTHING),
-            live[name].chains if name in live else {},
-            desired.family,
-            keep,
-        )
-        for name in TABLES
-    ]
-    edits = tuple(one for table in tables for one in table.edits() if one)
-    return Plan(edits, tuple((table.name, chain) for table in tables for chain in table.held))
+    planner = Planner(desired.family, live, keep)
+    edits = planner.take(desired)
+    gone, held = planner.finish()
+    return Plan((*edits, *gone), held)
+
+
+class Planner:
+    """A plan in the making: takes the desired ruleset in parts, so that it need never be in memory as a whole.
+
+    `keep` are chains of ours that are not ours alone, and stay with the jumps to them.
+    """
+
+    def __init__(self, family: Family, live: Saved, keep: frozenset[str] = frozenset()) -> None:
+        self._tables = {
+            name: _TablePlan(name, live[name].chains if name in live else {}, family, keep) for name in TABLES
+        }
+
+    def chains(self, table: TableName, chains: Mapping[str, Rules]) -> list[Edit]:
+        """What becomes of these chains, whose order of rules counts. Each comes after those it jumps to."""
+        edits = (self._tables[table].chain(chain, rules, None) for chain, rules in chains.items())
+        return [one for one in edits if one]
+
+    def take(self, ruleset: Ruleset) -> list[Edit]:
+        """What becomes of the chains of this part, and of the jumps from built-in chains: to be given once."""
+        edits: list[Edit | None] = []
+        for name, plan in self._tables.items():
+            table = ruleset.tables.get(name, _NOTHING)
+            edits += (plan.chain(chain, rules, table.unordered.get(chain)) for chain, rules in table.chains.items())
+            edits += plan.jumps(table.jumps)
+        return [one for one in edits if one]
+
+    def finish(self) -> tuple[list[Edit], tuple[tuple[TableName, str], ...]]:
+        """What becomes of chains of ours that weren't taken; and which of them have to stay."""
+        gone = [one for plan in self._tables.values() for one in plan.deletions()]
+        return gone, tuple((plan.name, chain) for plan in self._tables.values() for chain in plan.held)
 
 
 class _TablePlan:
-    """One table's edits. `keep` are chains of ours that are not ours alone, and stay with the jumps to them."""
+    """One table's edits; some may be empty."""
 
-    def __init__(
-        self,
-        name: TableName,
-        desired: Table,
-        live: Mapping[str, SavedChain],
-        family: Family,
-        keep: frozenset[str],
-    ) -> None:
-        self.name, self.desired, self.live, self.family = name, desired, live, family
-        self.mine = frozenset(chain for chain in live if ours(chain)) | desired.chains.keys()
-        self.mine -= keep
-        stale = [chain for chain in live if chain in self.mine and chain not in desired.chains]
+    def __init__(self, name: TableName, live: Mapping[str, SavedChain], family: Family, keep: frozenset[str]) -> None:
+        self.name, self.live, self.family = name, live, family
+        self.mine = frozenset(chain for chain in live if ours(chain)) - keep
+        self.taken: set[str] = set()
+        self.entered: frozenset[str] = frozenset()
+        self.held: tuple[str, ...] = ()
+
+    def chain(self, chain: str, rules: Rules, free: int | None) -> Edit | None:
+        """What becomes of a chain of ours; `free` as in `Table.unordered`."""
+        existing = self.live.get(chain)
+        if existing is None:
+            return edit.create(self.name, chain, rules, separable=free is not None)
+        self.taken.add(chain)
+        return self._change(chain, existing.rules, rules, free) if existing.rules != rules else None
+
+    def jumps(self, desired: Mapping[str, Rules]) -> Iterator[Edit]:
+        """What becomes of the built-in chains."""
+        self.entered = frozenset(desired)
+        for chain in dict.fromkeys((*self.live, *desired)):
+            if chain in desired or (not ours(chain) and self.live[chain].policy is not None):
+                rules = self.live[chain].rules if chain in self.live else ()
+                yield edit.change_jumps(self.name, chain, rules, desired.get(chain, ()), self.mine, self.family)
+
+    def deletions(self) -> list[Edit]:
+        """What becomes of the chains that weren't taken."""
+        stale = [chain for chain in self.live if chain in self.mine and chain not in self.taken]
         needed = self._needed_by_others() if stale else frozenset()
         self.held = tuple(chain for chain in stale if chain in needed)
-        self.stale = tuple(chain for chain in stale if chain not in needed)
+        return [
+            Edit(self.name, chain, Step.DELETE, self.live[chain].rules) for chain in stale if chain not in needed
+        ]
 
-    def edits(self) -> Iterator[Edit]:
-        """All edits, some perhaps empty: chains bottom-up, the built-in ones, then what goes."""
-        for chain, rules in self.desired.chains.items():
-            existing = self.live.get(chain)
-            if existing is None:
-                yield edit.create(self.name, chain, rules, separable=chain in self.desired.unordered)
-            elif existing.rules != rules:
-                yield self._change(chain, existing.rules, rules)
-        for chain in dict.fromkeys((*self.live, *self.desired.jumps)):
-            if chain in self.desired.jumps or self.live[chain].policy is not None:
-                rules = self.live[chain].rules if chain in self.live else ()
-                jumps = self.desired.jumps.get(chain, ())
-                yield edit.change_jumps(self.name, chain, rules, jumps, self.mine, self.family)
-        for chain in self.stale:
-            yield Edit(self.name, chain, Step.DELETE, self.live[chain].rules)
-
-    def _change(self, chain: str, live: Rules, desired: Rules) -> Edit:
+    def _change(self, chain: str, live: Rules, desired: Rules, free: int | None) -> Edit:
         if shared(chain):
             return edit.change_shared(self.name, chain, live, desired, self.family)
-        if chain in self.desired.unordered:
-            free = self.desired.unordered[chain]
+        if free is not None:
             return edit.change_unordered(self.name, chain, live, desired, free, self.family)
         # Of rules that all accept it makes no difference which comes first, although several may match a packet: the
         # ports of a Service share one health check node port.
@@ -114,8 +136,8 @@ class _TablePlan:
         needed: set[str] = set()
         edge = [
             chain
-            for chain, one in self.live.items()
-            if one.policy is None and chain not in self.mine and chain not in self.desired.jumps
+            for chain in self.live
+            if chain not in self.mine and chain not in self.entered and self.live[chain].policy is None
         ]
         while edge:
             targets = {target_of(rule) for chain in edge for rule in self.live[chain].rules}

@@ -29,6 +29,15 @@ def event_of(change: Change) -> Event:
     return Put(parse_object(change.obj["kind"], change.obj))
 
 
+def note(objects: dict[tuple[str, str, str], Object], change: Change, event: Event) -> None:
+    metadata = change.obj["metadata"]
+    key = (change.obj["kind"], metadata["namespace"], metadata["name"])
+    if isinstance(event, Put):
+        objects[key] = event.object
+    else:
+        objects.pop(key, None)
+
+
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(4))
@@ -38,15 +47,11 @@ def test_what_is_desired_equals_a_fresh_compile_after_every_change(seed: int, fa
     store.take(Put(node))
     target = Target(NODE, family, layout)
     desired = Desired(store, CONFIG, target)
+    desired.load_all()
     objects: dict[tuple[str, str, str], Object] = {}
     for number, change in enumerate(islice(churn(seed, services=60), 500)):
         event = event_of(change)
-        metadata = change.obj["metadata"]
-        key = (change.obj["kind"], metadata["namespace"], metadata["name"])
-        if isinstance(event, Put):
-            objects[key] = event.object
-        else:
-            objects.pop(key, None)
+        note(objects, change, event)
         desired.refresh(store.take(event))
         if number % 20 == 0:
             whole, _ = compile_sound([node, *objects.values()], CONFIG, target)
@@ -66,19 +71,19 @@ def test_edits_lead_the_kernel_to_what_a_fresh_compile_wants(
     store.take(Put(parse_object("Node", node_objects(1)[0])))
     target, tools = Target(NODE, family, layout), Tools(backend, family)
     desired = Desired(store, CONFIG, target)
+    desired.load_all()
     first = make_plan(desired.ruleset(), {}).edits
     namespace.restore(backend, family, payload_of(first, tools))
+    objects: dict[tuple[str, str, str], Object] = {}
     for change in islice(churn(seed, services=60), 400):
-        edits = desired.refresh(store.take(event_of(change)))
+        event = event_of(change)
+        note(objects, change, event)
+        edits = desired.refresh(store.take(event))
         if edits:
             namespace.restore(backend, family, payload_of(edits, tools))
     live = parse_save(namespace.save(backend, family))
     assert not make_plan(desired.ruleset(), live)
-    objects = [
-        store.node,
-        *store.services.values(),
-        *(one for key in sorted(store.keys()) for one in store.slices(key)),
-    ]
-    whole, problems = compile_sound([one for one in objects if one], CONFIG, target)
+    assert store.node is not None
+    whole, problems = compile_sound([store.node, *objects.values()], CONFIG, target)
     assert problems == ()
     assert not make_plan(whole, live)
