@@ -13,6 +13,7 @@ from kpx.agent.store import Ports, ServiceKey, Slices, Store
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.compile import Layout, Target, compile_fragment, join
 from kpx.compiler.fragment import Fragment
+from kpx.compiler.frame import nat_chains
 from kpx.compiler.settings import Settings, settings_for
 from kpx.compiler.tree import Change, Forest
 from kpx.model.claims import Claims
@@ -92,7 +93,7 @@ class Desired:
     def load(self, keys: Iterable[ServiceKey]) -> Iterator[Fragment]:
         """The second pass: compile these Services."""
         for key in keys:
-            for name, fragment in self._compile(self._inputs[key], note=True).items():
+            for fragment in self._compile(self._inputs[key], note=True).values():
                 self._forest.add(fragment)
                 self.service_ports += 1
                 yield fragment
@@ -108,7 +109,7 @@ class Desired:
             pass
         self.loaded()
 
-    def keys(self) -> list[ServiceKey]:
+    def services(self) -> list[ServiceKey]:
         """Every Service that has rules, in the order of their names."""
         return sorted(self._inputs)
 
@@ -118,21 +119,25 @@ class Desired:
             if key in self._inputs:
                 yield from self._compile(self._inputs[key]).values()
 
+    def frame(self) -> Mapping[str, Rules]:
+        """The chains of the nat table that service ports' own chains jump to."""
+        return nat_chains(self.settings)
+
     def shared(self) -> Ruleset:
         """The chains that don't belong to single service ports, and the jumps to them."""
         if self.target.layout is Layout.TREE:
             return self._forest.ruleset({})
-        entries = (Fragment(one.name, {}, one.entries) for one in self.fragments(self.keys()))
+        entries = (Fragment(one.name, {}, one.entries) for one in self.fragments(self.services()))
         return join(entries, self.settings, self.target.layout)
 
     def ruleset(self) -> Ruleset:
         """The whole ruleset."""
         if self.target.layout is Layout.TREE:
             own: dict[str, Rules] = {}
-            for one in self.fragments(self.keys()):
+            for one in self.fragments(self.services()):
                 own.update(one.chains)
             return self._forest.ruleset(own)
-        return join(self.fragments(self.keys()), self.settings, self.target.layout)
+        return join(self.fragments(self.services()), self.settings, self.target.layout)
 
     def settings_changed(self) -> bool:
         """Whether everything has to be loaded anew."""

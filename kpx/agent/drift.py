@@ -38,6 +38,11 @@ class Drift:
             self.verify_period = sync_period
             log.warning("foreign changes are only found by full checks", every=sync_period, error=str(error))
 
+    @property
+    def watching(self) -> bool:
+        """Whether changes are noticed since this was made."""
+        return self._monitor is not None
+
     async def run(self, changed: Callable[[frozenset[Family]], None]) -> None:
         """Call `changed` with the families that somebody else touched, until cancelled."""
         if self._monitor is None:

@@ -1,7 +1,6 @@
 """The agent: a source of objects, a loop per family, watchers of the kernel, and the ports. Wires them and waits."""
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -12,6 +11,7 @@ from typing import Any
 import structlog
 
 from kpx import api, host
+from kpx.agent import memory
 from kpx.agent.checks import update_checks
 from kpx.agent.desired import Desired
 from kpx.agent.drift import Children, Drift
@@ -76,12 +76,17 @@ class Agent:
                 await stack.enter_async_context(proxy.health_checks)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.source.run(self.take))
+                if self.drift.watching:
+                    for proxy in self.proxies:
+                        proxy.sync.read_ahead()
                 await self._complete.wait()
-                _collect_garbage_from_here()
                 log.info("caches complete", **self.store.counts())
                 tasks.create_task(self.drift.run(self._changed))
                 for proxy in self.proxies:
                     proxy.start(tasks.create_task)
+                for proxy in self.proxies:
+                    await proxy.sync.attempted.wait()
+                memory.settle()
 
     async def once(self) -> None:
         """Bring the kernel up to date once. Raises KpxError if a family can't be."""
@@ -176,6 +181,8 @@ class FamilyProxy:
             agent.metrics,
             agent.health,
             setup.config.iptables.min_sync_period,
+            # The legacy kernel copies a table whole with every change.
+            setup.backend is Backend.LEGACY and "min_sync_period" not in setup.config.iptables.model_fields_set,
             self._after_sync,
         )
         self._checks: dict[ServiceKey, ServiceHealth] = {}
@@ -210,16 +217,6 @@ class FamilyProxy:
         self.metrics.service_ports(self.family, self.desired.service_ports)
         for policy, names in self.desired.without_local.items():
             self.metrics.no_local_endpoints(policy, self.family, len(names))
-
-
-def _collect_garbage_from_here() -> None:
-    """Start the collector, which the command line keeps off, and let it pass over what is there already.
-
-    While caches fill it would walk through them again and again: at 20,000 objects it stalls the loop for a second.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.enable()
 
 
 def _key(one: api.Object) -> tuple[str, str]:

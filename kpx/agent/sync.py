@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -11,17 +11,22 @@ import structlog
 
 from kpx.agent.desired import Desired
 from kpx.agent.health import Health
+from kpx.agent.load import Load
 from kpx.agent.metrics import Metrics
 from kpx.agent.store import ServiceKey, Store
 from kpx.agent.throttle import Backoff, Throttle
+from kpx.compiler.fragment import Fragment
 from kpx.compiler.tree import Change
 from kpx.errors import KpxError
+from kpx.family import Family
 from kpx.netfilter.ruleset import TABLES, TableName
-from kpx.netfilter.tools import Tools
-from kpx.reconcile.apply import Outcome, apply, payload_of
+from kpx.netfilter.save import Saved
+from kpx.netfilter.tools import Backend, RestoreError, Tools
+from kpx.reconcile.apply import Outcome, apply, payload_of, read_live
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners
-from kpx.reconcile.plan import Plan
+from kpx.reconcile.phases import NFT_CHAINS, harmless
+from kpx.reconcile.plan import Plan, Planner
 from kpx.reconcile.report import differences
 
 log = structlog.get_logger()
@@ -33,8 +38,10 @@ REPAIRS = frozenset({FOREIGN_CHANGE, VERIFICATION})
 FALSE_ALARM_SECONDS = 1.0
 """How long the next foreign change waits after one that did our rules no harm."""
 
-CHUNK = 100
-"""How many Services to compile before other tasks get their turn."""
+CHUNK = 20
+"""How many Services to compile before other tasks get their turn: some 3 ms."""
+PROGRESS_SECONDS = 2.0
+"""How often a long load tells how far it is."""
 
 
 @dataclass(slots=True)
@@ -59,11 +66,27 @@ class Synced:
     full: bool
 
 
+class Progress:
+    """Logs how far a long load is."""
+
+    def __init__(self, family: Family, total: int) -> None:
+        self._family, self._total, self._done = family, total, 0
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def done(self, count: int) -> None:
+        """So many more Services are done."""
+        self._done += count
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PROGRESS_SECONDS
+            log.info("loading", family=self._family, services=self._done, of=self._total)
+
+
 class FamilySync:
     """Keeps one family's kernel rules equal to what the store says.
 
     The first sync reads the kernel and adopts what it holds; later ones send only edits of what changed. A refused
-    edit, a report of foreign changes or a due verification lead to a full one again.
+    edit, a report of foreign changes or a due verification lead to a full one again. If `adaptive`, `min_period`
+    seconds between syncs become more where restores take long.
     """
 
     def __init__(
@@ -74,19 +97,22 @@ class FamilySync:
         metrics: Metrics,
         health: Health,
         min_period: float,
+        adaptive: bool,
         after_sync: Callable[[Synced], Awaitable[None]],
     ) -> None:
         self.store, self.desired, self.tools = store, desired, tools
         self.metrics, self.health = metrics, health
         self.family = tools.family
         self.last_payload = ""
-        self.synced_once = asyncio.Event()
+        self.synced_once, self.attempted = asyncio.Event(), asyncio.Event()
         self._after_sync = after_sync
         self._pending = Pending()
         self._wanted = asyncio.Event()
         self._urgent = asyncio.Event()
         self._false_alarm = False
         self._throttle = Throttle(min_period, time.monotonic())
+        self._min_period, self._adaptive = min_period, adaptive
+        self._ahead: asyncio.Task[Saved] | None = None
         self._after_failure, self._after_refusal = Backoff(), Backoff()
         self._retry: asyncio.TimerHandle | None = None
         self._next_alarm: asyncio.TimerHandle | None = None
@@ -114,9 +140,16 @@ class FamilySync:
             self._alarm()
         self._want()
 
+    def read_ahead(self) -> None:
+        """Read the kernel now, for the first sync: a second's work for another process while objects come in.
+
+        What others change from now on must not go unnoticed.
+        """
+        self._ahead = asyncio.create_task(asyncio.to_thread(read_live, self.tools))
+
     async def once(self) -> None:
         """Compare the whole kernel state with what is desired, now. Raises KpxError if that fails in any part."""
-        outcome = await self._sync(Pending(set(self.store.keys()), full="once"))
+        outcome = await self._sync(Pending(full="once"))
         if outcome.failed:
             raise KpxError(f"rules refused of {', '.join(outcome.failed)}")
 
@@ -141,6 +174,8 @@ class FamilySync:
         else:
             if pending.full:
                 self._compared(outcome)
+        finally:
+            self.attempted.set()
 
     def _alarm(self) -> None:
         """Damage can't wait for the next turn.
@@ -184,10 +219,9 @@ class FamilySync:
 
     async def _sync(self, pending: Pending) -> Outcome:
         start = time.monotonic()
-        edits = await self._compile(pending.touched)
-        if self.desired.settings_changed():
-            pending.touched |= self.store.keys()
-            await self._compile(self.store.keys())
+        edits = await self._compile(pending.touched) if self.desired.is_loaded else []
+        if not self.desired.is_loaded or self.desired.settings_changed():
+            pending.touched |= self.desired.begin()
             if not pending.full or pending.full in REPAIRS:
                 pending.full = "settings"
         compiled = time.monotonic()
@@ -202,12 +236,11 @@ class FamilySync:
 
     async def _compile(self, keys: Iterable[ServiceKey]) -> list[Edit]:
         changes: list[Change] = []
-        ordered = sorted(keys)
-        for at in range(0, len(ordered), CHUNK):
-            changes += self.desired.recompile(ordered[at : at + CHUNK])
+        for some in _chunks(sorted(keys)):
+            changes += self.desired.recompile(some)
             await asyncio.sleep(0)
         # Edits have to be made in one go: only then is their order in the payload the right one.
-        if len(ordered) <= CHUNK:
+        if len(changes) <= CHUNK:
             return list(self.desired.edits(changes))
         return list(await asyncio.to_thread(self.desired.edits, changes))
 
@@ -217,10 +250,17 @@ class FamilySync:
         if not text:
             return Outcome()
         self.last_payload = text
-        await asyncio.to_thread(self.tools.restore, text)
+        await self._restore(text)
         for edit in edits:
             self._rules[edit.table] += len(edit.added) - len(edit.removed)
         return Outcome(1, text.count("\n"), Plan(tuple(edits)))
+
+    async def _restore(self, text: str) -> None:
+        start = time.monotonic()
+        await asyncio.to_thread(self.tools.restore, text)
+        if self._adaptive:
+            now = time.monotonic()
+            self._throttle.adapt(self._min_period, now - start, now)
 
     async def _compare(self, reason: str, edits: list[Edit]) -> Outcome:
         """Bring the kernel to what is desired, whatever it holds."""
@@ -229,8 +269,15 @@ class FamilySync:
             # What changed in the cluster goes first, so that all that is different then is damage.
             with suppress(KpxError):
                 sent = await self._send(edits)
-        edits.clear()  # megabytes, after a start
-        outcome = await self._apply(reason)
+        edits.clear()
+        outcome = await self._reconcile(reason)
+        if reason == FOREIGN_CHANGE:
+            self._false_alarm = not outcome.plan
+        if reason in REPAIRS and outcome.plan:
+            owners = await asyncio.to_thread(Owners, await asyncio.to_thread(self.desired.ruleset), {})
+            self._report_repair(reason, outcome, owners)
+        for name, error in outcome.failed.items():
+            log.error("rules refused, the old ones stay", family=self.family, service=name, error=str(error))
         return replace(
             outcome,
             restores=sent.restores + outcome.restores,
@@ -238,19 +285,69 @@ class FamilySync:
             plan=Plan(sent.plan.edits + outcome.plan.edits),
         )
 
-    async def _apply(self, reason: str) -> Outcome:
-        ruleset = await asyncio.to_thread(self.desired.ruleset)
-        outcome = await asyncio.to_thread(apply, ruleset, self.tools)
+    async def _reconcile(self, reason: str) -> Outcome:
+        """Compare the kernel with what is desired, Service by Service, and write what is different.
+
+        New chains are written while later ones are compiled. If any rules are refused, `apply` narrows down which.
+        """
+        ahead, self._ahead = self._ahead, None
+        live = await (ahead or asyncio.to_thread(read_live, self.tools))
+        planner = await asyncio.to_thread(Planner, self.family, live)
+        load = Load(self.tools)
+        # To tell what was wrong takes all edits; and the legacy kernel copies its table with each transaction.
+        early = reason not in REPAIRS and self.tools.backend is Backend.NFT
+        edits: list[Edit] = []
+        rules = dict.fromkeys(TABLES, 0)
+        ahead_of_plan = 0
+        try:
+            async for fragment in self._fragments():
+                if not rules["nat"]:
+                    edits += planner.chains("nat", self.desired.frame())
+                edits += planner.chains("nat", fragment.chains)
+                rules["nat"] += sum(map(len, fragment.chains.values()))
+                if early and len(edits) >= NFT_CHAINS:
+                    some, edits = harmless(edits)
+                    ahead_of_plan += sum(len(one.added) for one in some)
+                    await load.send(payload_of(some, self.tools))
+            shared = await asyncio.to_thread(self.desired.shared)
+            edits += await asyncio.to_thread(planner.take, shared)
+            gone, held = await asyncio.to_thread(planner.finish)
+            text = await asyncio.to_thread(payload_of, edits + gone, self.tools)
+            if text:
+                await load.send(text)
+            restores = await load.finish()
+        except RestoreError as error:
+            log.warning("rules refused, looking for the culprit", family=self.family, error=str(error))
+            async for _ in self._fragments():  # where that has not come to its end
+                pass
+            ruleset = await asyncio.to_thread(self.desired.ruleset)
+            return await asyncio.to_thread(apply, ruleset, self.tools)
+        finally:
+            load.end()
         for table in TABLES:
-            self._rules[table] = sum(len(rules) for rules in ruleset.tables[table].chains.values())
-        if reason == FOREIGN_CHANGE:
-            self._false_alarm = not outcome.plan
-        if reason in REPAIRS and outcome.plan:
-            owners = await asyncio.to_thread(Owners, ruleset, {})
-            self._report_repair(reason, outcome, owners)
-        for name, error in outcome.failed.items():
-            log.error("rules refused, the old ones stay", family=self.family, service=name, error=str(error))
-        return outcome
+            self._rules[table] = rules[table] + sum(map(len, shared.tables[table].chains.values()))
+        return Outcome(restores, load.lines, Plan((*edits, *gone), held), held, ahead=ahead_of_plan)
+
+    async def _fragments(self) -> AsyncIterator[Fragment]:
+        """All service ports, compiled anew if need be; a little at a time, so that others get their turn."""
+        desired = self.desired
+        if desired.is_loaded:
+            for some in _chunks(desired.services()):
+                for fragment in desired.fragments(some):
+                    yield fragment
+                await asyncio.sleep(0)
+            return
+        for some in _chunks(sorted(desired.begin())):
+            desired.prepare(some)
+            await asyncio.sleep(0)
+        keys = desired.prepared()
+        progress = Progress(self.family, len(keys))
+        for some in _chunks(keys):
+            for fragment in desired.load(some):
+                yield fragment
+            progress.done(len(some))
+            await asyncio.sleep(0)
+        desired.loaded()
 
     def _report_repair(self, reason: str, outcome: Outcome, owners: Owners) -> None:
         found = differences(outcome.plan.edits, owners)
@@ -270,7 +367,7 @@ class FamilySync:
         now = time.monotonic()
         for trigger in pending.triggers:
             self.metrics.programmed(self.family, max(0.0, time.time() - trigger))
-        written = Counter[TableName]()
+        written = Counter[TableName](nat=outcome.ahead)
         for edit in outcome.plan.edits:
             written[edit.table] += len(edit.added)
         self.metrics.synced(
@@ -294,3 +391,7 @@ class FamilySync:
             compile_ms=round((compiled - start) * 1000, 1),
             total_ms=round((now - start) * 1000, 1),
         )
+
+
+def _chunks(keys: Sequence[ServiceKey]) -> Iterator[Sequence[ServiceKey]]:
+    return (keys[at : at + CHUNK] for at in range(0, len(keys), CHUNK))

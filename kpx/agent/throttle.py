@@ -4,6 +4,10 @@ BURST = 2
 """Syncs that may follow each other at once after a quiet time, as in kube-proxy."""
 
 
+SHARE = 0.5
+"""How much of the time restores may take where the period adapts to them."""
+
+
 class Throttle:
     """A bucket of `BURST` tokens, one more every `period` seconds (0: no limit)."""
 
@@ -21,6 +25,14 @@ class Throttle:
         """A sync starts; also one that couldn't wait, for which later ones don't pay."""
         self._refill(now)
         self._tokens = max(0.0, self._tokens - 1)
+
+    def adapt(self, least: float, seconds: float, now: float) -> None:
+        """A restore took so long: make the period long enough for it, but no shorter than `least`.
+
+        It grows at once and shrinks step by step.
+        """
+        self._refill(now)
+        self.period = max(least, seconds / SHARE, self.period * 0.8)
 
     def _refill(self, now: float) -> None:
         if self.period:

@@ -21,12 +21,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -130,32 +132,33 @@ class Tools:
     timeout: float = 300.0
     recording: Recording | None = None
 
-    def save(self, table: str | None = None, counters: bool = False) -> str:
+    def save(self, table: str | None = None, counters: bool = False, niceness: int = 0) -> str:
         """What iptables-save prints: of one table, or of all; with `-c` if counters are wanted.
 
-        A legacy table that the kernel doesn't have yet gives an empty text; to ask for it would create it.
+        A legacy table that the kernel doesn't have yet gives an empty text; to ask for it would create it. `niceness`
+        is added to that of the process, up to 19.
         """
         if self.backend is Backend.LEGACY and table is not None and table not in legacy_tables(self.family):
             return ""
         command = [self._binary("-save"), *(["-c"] if counters else []), *(["-t", table] if table else [])]
-        text = self._run(command)
+        text = self._ask(command, niceness)
         for name in (table,) if table else ("filter", "nat"):
             if f"# Table `{name}' is incompatible" in text:
                 raise KpxError(f"{command[0]}: table {name} holds rules of nft that iptables can't read")
         return text
 
-    def restore(self, payload: str) -> None:
-        """Feed a payload to `iptables-restore --noflush`.
+    def restore(self, payload: str | Iterable[str]) -> None:
+        """Feed a payload to `iptables-restore --noflush`; one in pieces while it is being made, piece by piece.
 
         Raises RestoreError if the tool refuses it.
         """
         command = [self._binary("-restore"), "--noflush", "-w", str(self.wait)]
         with self.recording(self.family) if self.recording else nullcontext() as started:
-            self._run(command, payload, started)
+            self._feed(command, (payload,) if isinstance(payload, str) else payload, started)
 
     def version(self) -> str:
         """The version, as `1.8.9`."""
-        return self._run([self._binary(""), "-V"]).split()[1].removeprefix("v")
+        return self._ask([self._binary(""), "-V"]).split()[1].removeprefix("v")
 
     def _binary(self, suffix: str) -> str:
         found = binary(self.backend, self.family, suffix)
@@ -164,31 +167,72 @@ class Tools:
             raise KpxError(f"{name} not found: install the package iptables (Debian, Ubuntu) or set PATH")
         return found
 
-    def _run(self, command: list[str], payload: str = "", started: Callable[[int], None] | None = None) -> str:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=_environment(),
-            )
-        except OSError as error:
-            raise KpxError(f"{command[0]}: {error.strerror}") from error
-        with process:
-            if started:
-                started(process.pid)
+    def _ask(self, command: list[str], niceness: int = 0) -> str:
+        """What a command prints."""
+        with _start(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            if niceness:
+                _slow_down(process.pid, niceness)
             try:
-                stdout, stderr = process.communicate(payload.encode(errors="surrogateescape"), self.timeout)
+                stdout, stderr = process.communicate(timeout=self.timeout)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s") from None
-        said = stderr.decode(errors="replace")
         if process.returncode != 0:
-            if payload:
-                raise RestoreError(command, said, payload)
-            raise KpxError(f"{' '.join(command)}: {_reason(said)}")
+            raise KpxError(f"{' '.join(command)}: {_reason(stderr.decode(errors='replace'))}")
         return stdout.decode(errors="surrogateescape")
+
+    def _feed(self, command: list[str], pieces: Iterable[str], started: Callable[[int], None] | None) -> None:
+        """Write pieces to a command as they come. What it says goes to memory, so that it never waits for us."""
+        fed: list[str] = []
+        with (
+            open(os.memfd_create("said"), "w+b") as said,
+            _start(command, stdin=subprocess.PIPE, stdout=said, stderr=said) as process,
+        ):
+            if started:
+                started(process.pid)
+            with _killing(process, self.timeout) as killed:
+                assert process.stdin is not None
+                with suppress(BrokenPipeError), process.stdin as sink:
+                    for piece in pieces:
+                        fed.append(piece)
+                        sink.write(piece.encode(errors="surrogateescape"))
+                process.wait()
+            said.seek(0)
+            words = said.read().decode(errors="replace")
+        if killed:
+            raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s")
+        if process.returncode != 0:
+            raise RestoreError(command, words, "".join(fed))
+
+
+def _start(command: list[str], **streams: Any) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(command, env=_environment(), **streams)
+    except OSError as error:
+        raise KpxError(f"{command[0]}: {error.strerror}") from error
+
+
+@contextmanager
+def _killing(process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[list[bool]]:
+    """Kill a process if it is still there after some time; the list then isn't empty."""
+    killed: list[bool] = []
+
+    def kill() -> None:
+        killed.append(True)
+        process.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield killed
+    finally:
+        timer.cancel()
+
+
+def _slow_down(pid: int, niceness: int) -> None:
+    with suppress(OSError):  # ended already
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, pid) + niceness))
 
 
 def _program(family: Family) -> str:

@@ -20,7 +20,8 @@ from kpx.reconcile.plan import Plan, make_plan, make_removal_plan
 class Outcome:
     """What an apply did.
 
-    `restores` counts runs of `iptables-restore`, `lines` what they were sent, `plan` is what had to change.
+    `restores` counts runs of `iptables-restore`, `lines` what they were sent, `plan` is what had to change, besides
+    `ahead` new rules of the nat table that were written before there was a plan.
     `held` names stale chains that had to stay, `failed` the service ports that keep their old rules, with the
     reason.
     """
@@ -30,6 +31,7 @@ class Outcome:
     plan: Plan = field(default_factory=Plan)
     held: tuple[tuple[TableName, str], ...] = ()
     failed: Mapping[str, KpxError] = field(default_factory=dict)
+    ahead: int = 0
 
 
 def read_live(tools: Tools, tables: Iterable[str] = TABLES) -> Saved:

@@ -33,6 +33,19 @@ def transactions(edits: Iterable[Edit], chains: int = NFT_CHAINS) -> tuple[Trans
     return tuple(_transaction(batch) for some in (early, nat, late) for batch in _batches(some, chains))
 
 
+def harmless(edits: Iterable[Edit]) -> tuple[list[Edit], list[Edit]]:
+    """What may be written before all edits are known, chains of the nat table that nobody jumps to yet; and the rest.
+
+    The chains that they jump to have to be among them, or there already.
+    """
+    new: list[Edit] = []
+    rest: list[Edit] = []
+    for edit in edits:
+        is_new = edit.table == "nat" and edit.step is Step.CREATE and not edit.removed
+        (new if is_new else rest).append(edit)
+    return new, rest
+
+
 def _split(edits: Iterable[Edit]) -> tuple[list[Edit], list[Edit]]:
     """What to do before the nat table changes, and after: rules that stand alone come early and go late."""
     early: list[Edit] = []

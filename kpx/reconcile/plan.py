@@ -66,7 +66,10 @@ class Planner:
         }
 
     def chains(self, table: TableName, chains: Mapping[str, Rules]) -> list[Edit]:
-        """What becomes of these chains, whose order of rules counts. Each comes after those it jumps to."""
+        """What becomes of these chains, whose order of rules counts. Each comes after those it jumps to.
+
+        A chain that comes again, here or in `take`, is passed over.
+        """
         edits = (self._tables[table].chain(chain, rules, None) for chain, rules in chains.items())
         return [one for one in edits if one]
 
@@ -97,10 +100,12 @@ class _TablePlan:
 
     def chain(self, chain: str, rules: Rules, free: int | None) -> Edit | None:
         """What becomes of a chain of ours; `free` as in `Table.unordered`."""
+        if chain in self.taken:
+            return None
+        self.taken.add(chain)
         existing = self.live.get(chain)
         if existing is None:
             return edit.create(self.name, chain, rules, separable=free is not None)
-        self.taken.add(chain)
         return self._change(chain, existing.rules, rules, free) if existing.rules != rules else None
 
     def jumps(self, desired: Mapping[str, Rules]) -> Iterator[Edit]:
@@ -116,9 +121,7 @@ class _TablePlan:
         stale = [chain for chain in self.live if chain in self.mine and chain not in self.taken]
         needed = self._needed_by_others() if stale else frozenset()
         self.held = tuple(chain for chain in stale if chain in needed)
-        return [
-            Edit(self.name, chain, Step.DELETE, self.live[chain].rules) for chain in stale if chain not in needed
-        ]
+        return [Edit(self.name, chain, Step.DELETE, self.live[chain].rules) for chain in stale if chain not in needed]
 
     def _change(self, chain: str, live: Rules, desired: Rules, free: int | None) -> Edit:
         if shared(chain):

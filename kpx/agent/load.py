@@ -1,0 +1,62 @@
+"""One run of iptables-restore that goes on while its payload is still being made."""
+
+import asyncio
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+from kpx.netfilter.tools import Tools
+
+_WAITING = 32
+"""Pieces that may wait for the tool: it is slower than the compiler, and pieces take memory."""
+
+
+class Load:
+    """Takes a payload in pieces, whole transactions each, and feeds them to iptables-restore one after the other.
+
+    The process starts with the first piece. `lines` is how many were sent.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self.lines = 0
+        self._tools = tools
+        self._pieces: SimpleQueue[str] = SimpleQueue()
+        self._waiting = 0
+        self._moved = asyncio.Event()
+        self._run: asyncio.Task[None] | None = None
+
+    async def send(self, piece: str) -> None:
+        """Send a piece as soon as there is room for it. Raises KpxError if the run has failed."""
+        if self._run is None:
+            pieces = self._taken(asyncio.get_running_loop())
+            self._run = asyncio.create_task(asyncio.to_thread(self._tools.restore, pieces))
+            self._run.add_done_callback(lambda _: self._moved.set())
+        while self._waiting >= _WAITING and not self._run.done():
+            self._moved.clear()
+            await self._moved.wait()
+        if self._run.done():
+            await self._run
+        self._waiting += 1
+        self.lines += piece.count("\n")
+        self._pieces.put(piece)
+
+    async def finish(self) -> int:
+        """Wait until the kernel has everything; how many runs it took. Raises KpxError if it takes it not."""
+        self.end()
+        if self._run is None:
+            return 0
+        await self._run
+        return 1
+
+    def end(self) -> None:
+        """There are no more pieces; those that were sent are sound by themselves."""
+        self._pieces.put("")
+
+    def _taken(self, loop: asyncio.AbstractEventLoop) -> Iterator[str]:
+        """The pieces, for the thread that feeds them."""
+        while piece := self._pieces.get():
+            loop.call_soon_threadsafe(self._took)
+            yield piece
+
+    def _took(self) -> None:
+        self._waiting -= 1
+        self._moved.set()
