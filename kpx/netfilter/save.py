@@ -165,52 +165,67 @@ def scan_save(text: str) -> Saved:
 
 
 class _NotPlainError(Exception):
-    """A text that has to be read line by line."""
-
-
-_SECTION = re.compile(r"^\*(\S+)\n(.*?)^COMMIT$", re.MULTILINE | re.DOTALL)
-_CHAIN_LINE = re.compile(r"^:(\S+) (\S+)(?: \[(\d+):(\d+)\])? *$", re.MULTILINE)
-_RULE_CHAIN = re.compile(r"^-A (\S+)", re.MULTILINE)
-_OTHER_LINE = re.compile(r"^(?!-A |:|#|$)", re.MULTILINE)
+    """A text that has to be read line by line: with counters, inserted rules, chains in pieces, lines in quotes."""
 
 
 def _scan(text: str) -> Saved:
-    """Raises _NotPlainError for counters, inserted rules, chains in pieces, and quotes that are more than quotes."""
-    if "\\" in text or any("\n" in quoted for quoted in text.split('"')[1::2]):
+    if (text and text[-1] != "\n") or "\\" in text or any("\n" in quoted for quoted in text.split('"')[1::2]):
         raise _NotPlainError
     tables: dict[str, SavedTable] = {}
-    for section in _SECTION.finditer(text):
-        if section[1] in tables:
+    at = 0
+    while at < len(text):
+        after = text.find("\n", at) + 1
+        if text.startswith("*", at) and after:
+            chains = _Scanned(text, after)
+            if not text.startswith("COMMIT\n", chains.end) or text[at + 1 : after - 1] in tables:
+                raise _NotPlainError
+            tables[text[at + 1 : after - 1]] = SavedTable(chains)
+            after = text.index("\n", chains.end) + 1
+        elif not text.startswith(("#", "\n"), at) or not after:
             raise _NotPlainError
-        tables[section[1]] = SavedTable(_Scanned(text, *section.span(2)))
-    if len(tables) != text.count("\n*") + text.startswith("*"):
-        raise _NotPlainError
+        at = after
     return tables
 
 
-class _Scanned(Mapping[str, SavedChain]):
-    """The chains between two places of a text."""
+_NO_POLICY = " - [0:0]"
 
-    def __init__(self, text: str, start: int, end: int) -> None:
+
+class _Scanned(Mapping[str, SavedChain]):
+    """The chains of a table whose declarations start somewhere in a text; its rules reach up to `end`."""
+
+    def __init__(self, text: str, start: int) -> None:
         self._text = text
         self._at: dict[str, int] = {}  # where a chain's rules begin; -1 without any
         self._built_in: dict[str, SavedChain] = {}
-        if _OTHER_LINE.search(text, start, end):
-            raise _NotPlainError
-        for line in _CHAIN_LINE.finditer(text, start, end):
-            name, policy, packets, size = line.groups()
-            self._at[name] = -1
-            if policy != "-":
-                self._built_in[name] = SavedChain(policy, int(packets or 0), int(size or 0), (), None)
-        if text.count("\n:", start, end) + text.startswith(":", start) != len(self._at):
-            raise _NotPlainError
-        last = ""
-        for line in _RULE_CHAIN.finditer(text, start, end):
-            if line[1] != last:
-                last = line[1]
-                if self._at.get(last, 0) >= 0:
-                    raise _NotPlainError
-                self._at[last] = line.start()
+        self.end = self._index_rules(self._index_declarations(start))
+
+    def _index_declarations(self, at: int) -> int:
+        text = self._text
+        while text.startswith(":", at):
+            end = text.index("\n", at)
+            if text.endswith(_NO_POLICY, at, end):
+                self._at[text[at + 1 : end - len(_NO_POLICY)]] = -1
+            else:
+                declared: dict[str, _Chain] = {}
+                _declare(declared, 0, text[at:end])
+                for name, chain in declared.items():
+                    self._at[name] = -1
+                    self._built_in[name] = chain.finished()
+            at = end + 1
+        return at
+
+    def _index_rules(self, at: int) -> int:
+        text = self._text
+        while text.startswith("-A ", at):
+            line_end = text.index("\n", at)
+            name_end = text.find(" ", at + 3, line_end)
+            head = text[at : name_end if name_end > 0 else line_end]
+            if self._at.get(head[3:], 0) >= 0:
+                raise _NotPlainError
+            self._at[head[3:]] = at
+            while text.startswith(head, at) and text[at + len(head)] in " \n":
+                at = text.index("\n", at) + 1
+        return at
 
     def __getitem__(self, name: str) -> SavedChain:
         rules = tuple(self._rules(name))

@@ -1,6 +1,6 @@
 """Bring the kernel to the desired ruleset: read, plan, restore. The reconciler's rim."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kpx.errors import KpxError
@@ -34,13 +34,15 @@ class Outcome:
     ahead: int = 0
 
 
-def read_live(tools: Tools, tables: Iterable[str] = TABLES) -> Saved:
+def read_live(tools: Tools, tables: Collection[str] = TABLES) -> Saved:
     """The live tables of one family, by name.
 
     On the legacy backend the chains are looked at in-process first: a table without any of ours, as on a new node,
     need not be read in full, because nothing in it has to change but what is added.
     """
-    saved: dict[str, SavedTable] = dict(_clear_tables(tools)) if tools.backend is Backend.LEGACY else {}
+    if tools.backend is Backend.NFT:  # reads all tables even if asked for one
+        return {name: table for name, table in scan_save(tools.save()).items() if name in tables}
+    saved: dict[str, SavedTable] = dict(_clear_tables(tools))
     for table in tables:
         if table not in saved:
             saved.update(scan_save(tools.save(table)))

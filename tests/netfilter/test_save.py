@@ -12,7 +12,7 @@ from kpx.family import Family
 from kpx.netfilter.restore import Transaction, payload
 from kpx.netfilter.rule import comment_of, format_rule, parse_rule
 from kpx.netfilter.ruleset import TableName
-from kpx.netfilter.save import SavedChain, SaveError, parse_save
+from kpx.netfilter.save import Saved, SavedChain, SaveError, parse_save, scan_save
 from tests.netfilter.sketch import sketch
 
 CASES = sorted((Path(__file__).parent.parent / "conformance" / "cases").glob("*/ipv?.save"))
@@ -34,6 +34,47 @@ COMMIT
 [0:0] -A OUTPUT
 COMMIT
 """
+
+
+ODD = (
+    SAVE,
+    "*nat\n:A - [0:0]\n-A A -j B\n-A OUTPUT\n-A OUTPUT -j A\nCOMMIT\n",
+    "*nat\n:A - [0:0]\n:AB - [0:0]\n-A A\n-A A -j AB\n-A AB -j A\n-A A -j B\nCOMMIT\n",
+    "*nat\n:A - [0:0]\n-A A -j B\nCOMMIT\n*nat\n:A - [0:0]\nCOMMIT\n",
+    '*nat\n:A - [0:0]\n-A A -m comment --comment "a\\"\nCOMMIT\nb" -j A\nCOMMIT\n',
+    '*nat\n:A - [0:0]\n-A A -m comment --comment "a\n-A A -j B" -j A\nCOMMIT\n',
+    "*nat\n:A - [0:0]\n-A A -j B\n:C - [0:0]\n-I A 1 -j C\nCOMMIT\n",
+    "*nat\n:A - [0:0]\n\n-A A -j B",
+    "*nat\n:A - [0:0]\n-A A -j B",
+    "*filter\n:INPUT DROP [5:300]\n:X - [0:0]\nCOMMIT\n# x\n\n*nat\nCOMMIT\n",
+    "",
+)
+
+
+def values(saved: Saved) -> dict[str, dict[str, SavedChain]]:
+    return {name: dict(table.chains) for name, table in saved.items()}
+
+
+@pytest.mark.parametrize("text", [*ODD, *(path.read_text() for path in CASES)], ids=range(len(ODD) + len(CASES)))
+def test_what_is_read_when_it_is_looked_up_is_the_same(text: str) -> None:
+    assert values(scan_save(text)) == values(parse_save(text))
+
+
+def test_a_dump_is_scanned_and_not_parsed() -> None:
+    text = max((path.read_text() for path in CASES), key=len)
+    assert not isinstance(scan_save(text)["nat"].chains, dict)
+
+
+@given(st.lists(st.sampled_from([*'*:-A\n "\\#X0', "*nat\n", ":A - [0:0]\n", "-A A -j B\n", "-A A\n", "COMMIT\n"])))
+def test_any_text_is_read_alike_or_refused_by_both(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    try:
+        parsed = parse_save(text)
+    except SaveError:
+        with pytest.raises(SaveError):
+            values(scan_save(text))
+        return
+    assert values(scan_save(text)) == values(parsed)
 
 
 def test_a_save_with_counters_and_other_peoples_chains() -> None:

@@ -120,6 +120,23 @@ class TestRestore:
         assert set(parse_save(tools.save())) == {"nat"}
         assert tools.version().split(".")[:2] == ["1", "8"]
 
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_a_payload_is_fed_while_it_is_made(self, backend: Backend) -> None:
+        tools = Tools(backend, Family.IPV4)
+
+        def pieces() -> Iterator[str]:
+            yield LIVE
+            for _ in range(1000):  # the tool takes in the first while the second isn't there yet
+                if "KUBE-A" in tools.save("nat"):
+                    break
+            yield "*nat\n:KUBE-LATE - [0:0]\n-A KUBE-LATE -j KUBE-A\nCOMMIT\n"
+
+        tools.restore(pieces())
+        assert parse_save(tools.save("nat"))["nat"].chains["KUBE-LATE"].rules == ("-j KUBE-A",)
+        with pytest.raises(RestoreError) as caught:
+            tools.restore(iter((LIVE, "*nat\n-A KUBE-A -j NOPE\nCOMMIT\n")))
+        assert caught.value.line == "-A KUBE-A -j NOPE"
+
     def test_asking_for_a_legacy_table_does_not_make_it(self) -> None:
         tools = Tools(Backend.LEGACY, Family.IPV6)
         assert tools.save("nat") == tools.save() == ""
