@@ -367,7 +367,8 @@ class FamilySync:
         now = time.monotonic()
         for trigger in pending.triggers:
             self.metrics.programmed(self.family, max(0.0, time.time() - trigger))
-        written = Counter[TableName](nat=outcome.ahead)
+        written = Counter[TableName]()
+        written["nat"] += outcome.ahead
         for edit in outcome.plan.edits:
             written[edit.table] += len(edit.added)
         self.metrics.synced(
