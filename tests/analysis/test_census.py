@@ -1,0 +1,191 @@
+"""Real connections counted by those who answer them, against what the simulator says of each.
+
+`KPX_TOWNS` says how many random clusters are tried, 50 connections each.
+"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from typing import NamedTuple, get_args
+
+import pytest
+from scipy.stats import chisquare
+
+from kpx.analysis.packet import Fate, Host, Origin, Outcome
+from kpx.analysis.simulate import Path as Way
+from kpx.analysis.simulate import Simulator, tables_of
+from kpx.compiler import tree
+from kpx.compiler.dispatch import DEFAULT
+from kpx.family import Family
+from kpx.netfilter.restore import payload
+from kpx.netfilter.ruleset import Ruleset
+from kpx.netfilter.save import Saved, parse_save
+from kpx.reconcile.phases import transactions
+from kpx.reconcile.plan import make_plan
+from tests import lab
+from tests.analysis.towns import HOST, HOST_PORT, PODS, PORTS, Flow, Town
+from tests.compiler.layouts import FEW, LOW, Input
+from tests.kernel import needs_kernel
+from tests.lab.node import NODE_ADDRESSES
+
+pytestmark = [pytest.mark.kernel, needs_kernel]
+
+TOWNS = int(os.environ.get("KPX_TOWNS", "8"))
+CONNECTIONS = 50
+BINS = 10
+OWN_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KPX-SV", "KPX-AF")
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[lab.Node]:
+    with lab.Node() as one:
+        pods = [one.pod(name, ipv4, ipv6, on=on) for name, (ipv4, ipv6, on) in PODS.items()]
+        on_host = lab.Backends(one.host, tcp=[HOST_PORT], udp=[HOST_PORT])
+        with lab.Backends(*pods, tcp=PORTS, udp=PORTS), on_host:
+            yield one
+
+
+class Seen(NamedTuple):
+    """What a connection came to: who answered (`address:port`) and whether it saw another address than the sender's."""
+
+    outcome: lab.Outcome
+    destination: str = ""
+    masqueraded: bool = False
+
+
+def connect(node: lab.Node, flow: Flow) -> Seen:
+    host = node.client
+    if flow.sender.name:
+        host = node.host if flow.sender.origin is Origin.NODE else node.pods[flow.sender.name]
+    source = (flow.sender.address, 0)
+    (attempt,) = lab.connect(host, flow.address, flow.port, protocol=flow.protocol, source=source).attempts
+    if attempt.answer is None:
+        return Seen(attempt.outcome)
+    six = ":" in flow.address
+    ipv4, ipv6, _ = PODS.get(attempt.answer.backend, (*NODE_ADDRESSES, ""))
+    place = f"[{ipv6}]:{attempt.answer.port}" if six else f"{ipv4}:{attempt.answer.port}"
+    return Seen(attempt.outcome, place, attempt.answer.source != flow.sender.address)
+
+
+def agrees(flow: Flow, outcome: Outcome, seen: Seen) -> bool:
+    """Whether this is how an outcome looks from outside."""
+    match outcome.fate:
+        case Fate.TRANSLATED:
+            # The node's own packets bear its address anyway.
+            same = flow.sender.origin is Origin.NODE or outcome.masqueraded == seen.masqueraded
+            return outcome.destination == seen.destination and same
+        case Fate.UNTOUCHED:
+            place = f"[{flow.address}]:{flow.port}" if ":" in flow.address else f"{flow.address}:{flow.port}"
+            return seen.destination == place and not seen.masqueraded if is_pod(flow) else not seen.destination
+        case Fate.REJECTED:
+            return seen.outcome is lab.Outcome.REFUSED
+        case Fate.DROPPED:
+            # What a host's own rules drop is an error to those who send it.
+            refused = seen.outcome is lab.Outcome.REFUSED and flow.sender.origin is Origin.NODE
+            return seen.outcome is lab.Outcome.TIMED_OUT or refused
+    return False
+
+
+def is_pod(flow: Flow) -> bool:
+    return flow.port in PORTS and any(flow.address in pod for pod in PODS.values())
+
+
+class Census:
+    """Connections made through one ruleset, with the way that each of them must have taken."""
+
+    def __init__(self, node: lab.Node, simulator: Simulator, chance: random.Random) -> None:
+        self.node, self.simulator, self.chance = node, simulator, chance
+        self.known: dict[str, dict[str, float]] = {}
+        self.unexplained: list[str] = []
+        self.ranks: list[float] = []
+        self.steps: Counter[tuple[str, int]] = Counter()
+
+    def take(self, flows: Sequence[Flow]) -> None:
+        """Connections with affinity one after the other, since each depends on those before; the others at once."""
+        sticky = [flow for flow in flows if any(way.noted for way in self.simulator.paths(flow.packet()))]
+        others = [flow for flow in flows if flow not in sticky]
+        with ThreadPoolExecutor(8) as pool:
+            for flow, seen in zip(others, pool.map(lambda one: connect(self.node, one), others), strict=True):
+                self._judge(flow, seen)
+        for flow in sticky:
+            self._judge(flow, connect(self.node, flow))
+
+    def _judge(self, flow: Flow, seen: Seen) -> None:
+        known = self.known.setdefault(flow.sender.address, {})
+        ways = self.simulator.paths(flow.packet(), known)
+        fitting = [way for way in ways if agrees(flow, way.outcome, seen)]
+        if not fitting:
+            expected = sorted({str(way.outcome) for way in ways})
+            self.unexplained.append(f"{flow}: {seen}, not {expected}, known {known}")
+            return
+        self._rank(ways, fitting)
+        known |= dict.fromkeys(fitting[0].noted, 0.0)
+        nat = (step for step in fitting[0].steps if step.table == "nat" and step.chain.startswith(OWN_CHAINS))
+        self.steps.update((step.chain, step.position) for step in nat)
+
+    def _rank(self, ways: Sequence[Way], fitting: Sequence[Way]) -> None:
+        """Where in the distribution the connection fell: evenly spread over (0, 1) if the distribution is right."""
+        order = sorted(ways, key=lambda way: (str(way.outcome), way.steps))
+        before = sum((way.probability for way in order[: order.index(fitting[0])]), Fraction(0))
+        share = sum((way.probability for way in fitting), Fraction(0))
+        if share < 1:
+            self.ranks.append(float(before) + float(share) * self.chance.random())
+
+
+def counters(saved: Saved) -> Counter[tuple[str, int]]:
+    """What the kernel counted in chains that are a Service's own."""
+    found = Counter(
+        {
+            (name, position): packets
+            for name, chain in saved["nat"].chains.items()
+            if name.startswith(OWN_CHAINS)
+            for position, (packets, _) in enumerate(chain.counters or (), 1)
+        }
+    )
+    return +found
+
+
+def put(node: lab.Node, text: str, family: Family, backend: lab.Backend) -> None:
+    node.flush()
+    node.host.namespace.run(["conntrack", "-F"])
+    node.load(text, family=family.value, backend=backend)
+
+
+def text_of(ruleset: Ruleset) -> str:
+    return payload(transactions(make_plan(ruleset, {}).edits))
+
+
+def spreads_evenly(ranks: Sequence[float]) -> bool:
+    """One run in a million says no by chance."""
+    counted = Counter(min(int(rank * BINS), BINS - 1) for rank in ranks)
+    return bool(chisquare([counted[one] for one in range(BINS)]).pvalue > 1e-6)
+
+
+def read_counters(node: lab.Node, family: Family, backend: lab.Backend) -> Counter[tuple[str, int]]:
+    command = [node.tool("save", family.value, backend), "-c", "-t", "nat"]
+    return counters(parse_save(node.host.namespace.run(command).stdout))
+
+
+def test_random_clusters(node: lab.Node) -> None:
+    ranks: list[float] = []
+    fates: Counter[Fate] = Counter()
+    for seed in range(TOWNS):
+        town = Town(seed)
+        some = Input.of(town.objects, town.config, town.family)
+        layouts = (some.classic(), some.tree(LOW, FEW), some.tree(DEFAULT, tree.choose))
+        ruleset, backend = layouts[seed % 3], get_args(lab.Backend)[seed % 2]
+        put(node, text_of(ruleset), town.family, backend)
+        census = Census(node, Simulator(tables_of(ruleset), town.family, Host(HOST)), random.Random(seed))
+        flows = list(town.flows(CONNECTIONS))
+        census.take(flows)
+        assert not census.unexplained, f"seed {seed} ({backend}, layout {seed % 3}): {census.unexplained}"
+        assert read_counters(node, town.family, backend) == census.steps, f"seed {seed}"
+        ranks += census.ranks
+        fates.update(min(census.simulator.outcomes(flow.packet())).fate for flow in flows)
+    assert spreads_evenly(ranks)
+    if TOWNS >= 8:
+        assert set(fates) == {Fate.TRANSLATED, Fate.UNTOUCHED, Fate.REJECTED, Fate.DROPPED}
+        assert len(ranks) > TOWNS * 10
