@@ -1,7 +1,6 @@
 """Printing for people: 80 columns unless the terminal has more, nothing that a terminal can't show."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ def page() -> Iterator[Console]:
 
     Colours only on a terminal; texts are printed as they are, without markup.
     """
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 80
+    width = None if sys.stdout.isatty() else 80
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         yield console

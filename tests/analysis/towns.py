@@ -48,7 +48,10 @@ class Flow:
 
     def packet(self) -> Packet:
         """Its first packet."""
-        return Packet(self.sender.address, self.address, self.protocol, self.port, None, self.sender.origin)
+        come = {Origin.OUTSIDE: "eth0", Origin.POD: f"veth-{self.sender.name}"}.get(self.sender.origin)
+        return Packet(
+            self.sender.address, self.address, self.protocol, self.port, None, self.sender.origin, in_interface=come
+        )
 
 
 class Town:

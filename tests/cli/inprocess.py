@@ -20,7 +20,7 @@ class Done:
 
 def run(*arguments: str, stdin: bytes = b"") -> Done:
     """Run `kpx ARGUMENTS`. What isn't meant for users to see, such as a traceback, is raised."""
-    result = CliRunner().invoke(cli, arguments, input=stdin, standalone_mode=False, env={"COLUMNS": "80"})
+    result = CliRunner().invoke(cli, arguments, input=stdin, standalone_mode=False)
     match result.exception:
         case None:
             return Done(result.stdout, result.stderr, 0)
