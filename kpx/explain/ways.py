@@ -84,7 +84,7 @@ def _senders(
     uplink = "eth0" if pods.startswith("-i ") else None
     for allowed in source_ranges:
         if not allowed.endswith("/0"):
-            yield Sender(f"outside, in {allowed}", Origin.OUTSIDE, _within(allowed, taken), uplink)
+            yield Sender(f"outside in {allowed}", Origin.OUTSIDE, _within(allowed, taken), uplink)
     if stranger := _outside(family, (*source_ranges, *([cidr] if cidr else ())), taken):
         words = "elsewhere outside" if any(not one.endswith("/0") for one in source_ranges) else "outside"
         yield Sender(words, Origin.OUTSIDE, stranger, uplink)

@@ -208,7 +208,7 @@ def test_every_way_in_and_who_may_use_it(tmp_path: Path) -> None:
     assert fates == {
         "pods": "dropped",
         "the node itself": "dropped",
-        "outside, in 198.51.100.0/24": "translated",
+        "outside in 198.51.100.0/24": "translated",
         "elsewhere outside": "dropped",
     }
     hidden = {use.sender: {one.masqueraded for one in use.outcomes} for use in ways["cluster IP"].uses}
@@ -274,7 +274,7 @@ def test_what_a_dump_alone_tells() -> None:
     ways = {way.kind: way for way in port.ways}
     assert set(ways) == {"cluster IP", "load balancer IP", "node port"}
     assert destinations(ways["load balancer IP"])["elsewhere outside"] == {""}
-    assert len(destinations(ways["load balancer IP"])["outside, in 192.0.2.0/24"]) == 3
+    assert len(destinations(ways["load balancer IP"])["outside in 192.0.2.0/24"]) == 3
     assert len(destinations(ways["cluster IP"])["pods"]) == 3
 
 
