@@ -110,8 +110,8 @@ class Desired:
         self.loaded()
 
     def services(self) -> list[ServiceKey]:
-        """Every Service that has rules, in the order of their names."""
-        return sorted(self._inputs)
+        """Every Service that has rules, in no order."""
+        return list(self._inputs)
 
     def fragments(self, keys: Iterable[ServiceKey]) -> Iterator[Fragment]:
         """The service ports of these Services, compiled as they are in force."""
@@ -123,21 +123,29 @@ class Desired:
         """The chains of the nat table that service ports' own chains jump to."""
         return nat_chains(self.settings)
 
-    def shared(self) -> Ruleset:
-        """The chains that don't belong to single service ports, and the jumps to them."""
+    def shared(self, fragments: Iterable[Fragment]) -> Ruleset:
+        """The chains that don't belong to single service ports, and the jumps to them; `fragments` are all there are.
+
+        Layout `tree` needs none: its dispatch trees are kept.
+        """
         if self.target.layout is Layout.TREE:
             return self._forest.ruleset({})
-        entries = (Fragment(one.name, {}, one.entries) for one in self.fragments(self.services()))
+        entries = (Fragment(one.name, {}, one.entries) for one in sorted(fragments, key=lambda one: one.name))
         return join(entries, self.settings, self.target.layout)
+
+    @property
+    def keeps_entries(self) -> bool:
+        """Whether `shared` needs no fragments."""
+        return self.target.layout is Layout.TREE
 
     def ruleset(self) -> Ruleset:
         """The whole ruleset."""
         if self.target.layout is Layout.TREE:
             own: dict[str, Rules] = {}
-            for one in self.fragments(self.services()):
+            for one in self.fragments(sorted(self._inputs)):
                 own.update(one.chains)
             return self._forest.ruleset(own)
-        return join(self.fragments(self.services()), self.settings, self.target.layout)
+        return join(self.fragments(sorted(self._inputs)), self.settings, self.target.layout)
 
     def settings_changed(self) -> bool:
         """Whether everything has to be loaded anew."""

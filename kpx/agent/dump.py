@@ -24,7 +24,7 @@ def write_dump(store: Store, syncs: Iterable[FamilySync]) -> None:
             sync.family: {
                 "service_ports": {
                     f"{one.port.name}/{one.port.protocol}": [str(end) for end in one.selection.reachable]
-                    for key in sync.desired.services()
+                    for key in sorted(sync.desired.services())
                     for one in sync.desired.served(key)
                 },
                 "conflicts": ["/".join(key) for key in sorted(sync.desired.losers())],

@@ -21,7 +21,7 @@ from kpx.agent.metrics import Metrics
 from kpx.agent.servers import HealthServer, MetricsServer, ServiceHealth, ServiceHealthServers
 from kpx.agent.stale import delete_stale_flows
 from kpx.agent.store import ServiceKey, Store
-from kpx.agent.sync import FOREIGN_CHANGE, VERIFICATION, FamilySync, Synced
+from kpx.agent.sync import FOREIGN_CHANGE, FamilySync, Synced
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.compile import Layout, Target
 from kpx.errors import KpxError
@@ -33,6 +33,8 @@ from kpx.sources.events import Synced as SourceSynced
 log = structlog.get_logger()
 
 KINDS = frozenset({"Service", "EndpointSlice", "Node"})
+VERIFY_PAUSE = 20.0
+"""How long verifications are apart at least, in times of what the last one took."""
 TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 
 
@@ -205,9 +207,12 @@ class FamilyProxy:
         create_task(self._verify())
 
     async def _verify(self) -> None:
+        pause = self._verify_period
         while True:
-            await asyncio.sleep(self._verify_period)
-            self.sync.verify(VERIFICATION)
+            await asyncio.sleep(pause)
+            start = time.monotonic()
+            await self.sync.look()
+            pause = max(self._verify_period, VERIFY_PAUSE * (time.monotonic() - start))
 
     async def _after_sync(self, synced: Synced) -> None:
         await delete_stale_flows(self.desired, synced, self.metrics)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from kpx.agent import memory
 from kpx.agent.desired import Desired
 from kpx.agent.health import Health
 from kpx.agent.load import Load
@@ -66,6 +67,20 @@ class Synced:
     full: bool
 
 
+LEISURE = 3.0
+"""How long a verification rests after each step, in times of what the step took."""
+
+ChainKey = tuple[TableName, str]
+
+
+@dataclass(slots=True)
+class Look:
+    """A look at the kernel that goes on: which chains syncs have changed meanwhile; `void` if perhaps all."""
+
+    changed: set[ChainKey] = field(default_factory=set)
+    void: bool = False
+
+
 class Progress:
     """Logs how far a long load is."""
 
@@ -107,11 +122,13 @@ class FamilySync:
         self.synced_once, self.attempted = asyncio.Event(), asyncio.Event()
         self._after_sync = after_sync
         self._pending = Pending()
+        self._turn = asyncio.Lock()
+        self._look: Look | None = None
         self._wanted = asyncio.Event()
         self._urgent = asyncio.Event()
         self._false_alarm = False
-        self._throttle = Throttle(min_period, time.monotonic())
-        self._min_period, self._adaptive = min_period, adaptive
+        self.throttle = Throttle(min_period, time.monotonic())
+        self._min_period, self.adaptive = min_period, adaptive
         self._ahead: asyncio.Task[Saved] | None = None
         self._after_failure, self._after_refusal = Backoff(), Backoff()
         self._retry: asyncio.TimerHandle | None = None
@@ -147,6 +164,27 @@ class FamilySync:
         """
         self._ahead = asyncio.create_task(asyncio.to_thread(read_live, self.tools))
 
+    async def look(self) -> None:
+        """Look whether the kernel holds what is desired, at low priority and beside syncs; have it repaired if not.
+
+        What syncs change meanwhile is left out: it has only just been written.
+        """
+        look = Look()
+        try:
+            async with self._turn:
+                self._look = look
+            found = await self._differing()
+            async with self._turn:
+                sound = look.void or found <= look.changed
+        except KpxError as error:
+            log.warning("verification failed", family=self.family, error=str(error))
+            sound = False
+        finally:
+            self._look = None
+            await asyncio.to_thread(memory.trim)
+        if not sound:
+            self.verify(VERIFICATION)
+
     async def once(self) -> None:
         """Compare the whole kernel state with what is desired, now. Raises KpxError if that fails in any part."""
         outcome = await self._sync(Pending(full="once"))
@@ -158,17 +196,18 @@ class FamilySync:
         while True:
             await self._wanted.wait()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), self._throttle.delay(time.monotonic()))
+                await asyncio.wait_for(self._urgent.wait(), self.throttle.delay(time.monotonic()))
             self._wanted.clear()
             self._urgent.clear()
-            self._throttle.take(time.monotonic())
+            self.throttle.take(time.monotonic())
             await self._attempt()
 
     async def _attempt(self) -> None:
         """One sync of what is pending. A function of its own: nothing of it stays in memory until the next one."""
         pending, self._pending = self._pending, Pending()
         try:
-            outcome = await self._sync(pending)
+            async with self._turn:
+                outcome = await self._sync(pending)
         except KpxError as error:
             await self._failed(pending, error)
         else:
@@ -250,6 +289,8 @@ class FamilySync:
         if not text:
             return Outcome()
         self.last_payload = text
+        if self._look:
+            self._look.changed.update((edit.table, edit.chain) for edit in edits)
         await self._restore(text)
         for edit in edits:
             self._rules[edit.table] += len(edit.added) - len(edit.removed)
@@ -258,12 +299,14 @@ class FamilySync:
     async def _restore(self, text: str) -> None:
         start = time.monotonic()
         await asyncio.to_thread(self.tools.restore, text)
-        if self._adaptive:
+        if self.adaptive:
             now = time.monotonic()
-            self._throttle.adapt(self._min_period, now - start, now)
+            self.throttle.adapt(self._min_period, now - start, now)
 
     async def _compare(self, reason: str, edits: list[Edit]) -> Outcome:
         """Bring the kernel to what is desired, whatever it holds."""
+        if self._look:
+            self._look.void = True
         sent = Outcome()
         if reason in REPAIRS:
             # What changed in the cluster goes first, so that all that is different then is damage.
@@ -297,6 +340,7 @@ class FamilySync:
         # To tell what was wrong takes all edits; and the legacy kernel copies its table with each transaction.
         early = reason not in REPAIRS and self.tools.backend is Backend.NFT
         edits: list[Edit] = []
+        fragments: list[Fragment] = []
         rules = dict.fromkeys(TABLES, 0)
         ahead_of_plan = 0
         try:
@@ -305,11 +349,13 @@ class FamilySync:
                     edits += planner.chains("nat", self.desired.frame())
                 edits += planner.chains("nat", fragment.chains)
                 rules["nat"] += sum(map(len, fragment.chains.values()))
+                if not self.desired.keeps_entries:
+                    fragments.append(replace(fragment, chains={}))
                 if early and len(edits) >= NFT_CHAINS:
                     some, edits = harmless(edits)
                     ahead_of_plan += sum(len(one.added) for one in some)
                     await load.send(payload_of(some, self.tools))
-            shared = await asyncio.to_thread(self.desired.shared)
+            shared = await asyncio.to_thread(self.desired.shared, fragments)
             edits += await asyncio.to_thread(planner.take, shared)
             gone, held = await asyncio.to_thread(planner.finish)
             text = await asyncio.to_thread(payload_of, edits + gone, self.tools)
@@ -327,6 +373,25 @@ class FamilySync:
         for table in TABLES:
             self._rules[table] = rules[table] + sum(map(len, shared.tables[table].chains.values()))
         return Outcome(restores, load.lines, Plan((*edits, *gone), held), held, ahead=ahead_of_plan)
+
+    async def _differing(self) -> set[ChainKey]:
+        """The chains that don't look as desired, or shouldn't be."""
+        live = await asyncio.to_thread(read_live, self.tools, niceness=19)
+        planner = await asyncio.to_thread(Planner, self.family, live)
+        edits: list[Edit] = []
+        fragments: list[Fragment] = []
+        for some in _chunks(self.desired.services()):
+            start = time.monotonic()
+            for fragment in self.desired.fragments(some):
+                edits += planner.chains("nat", fragment.chains)
+                if not self.desired.keeps_entries:
+                    fragments.append(replace(fragment, chains={}))
+            await asyncio.sleep(LEISURE * (time.monotonic() - start))
+        async with self._turn:  # for some ten milliseconds
+            shared = await asyncio.to_thread(self.desired.shared, fragments)
+        edits += await asyncio.to_thread(planner.take, shared)
+        gone, _ = await asyncio.to_thread(planner.finish)
+        return {(edit.table, edit.chain) for edit in (*edits, *gone)}
 
     async def _fragments(self) -> AsyncIterator[Fragment]:
         """All service ports, compiled anew if need be; a little at a time, so that others get their turn."""

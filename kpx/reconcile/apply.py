@@ -34,18 +34,18 @@ class Outcome:
     ahead: int = 0
 
 
-def read_live(tools: Tools, tables: Collection[str] = TABLES) -> Saved:
-    """The live tables of one family, by name.
+def read_live(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 0) -> Saved:
+    """The live tables of one family, by name; `niceness` as in `Tools.save`.
 
     On the legacy backend the chains are looked at in-process first: a table without any of ours, as on a new node,
     need not be read in full, because nothing in it has to change but what is added.
     """
     if tools.backend is Backend.NFT:  # reads all tables even if asked for one
-        return {name: table for name, table in scan_save(tools.save()).items() if name in tables}
+        return {name: table for name, table in scan_save(tools.save(niceness=niceness)).items() if name in tables}
     saved: dict[str, SavedTable] = dict(_clear_tables(tools))
     for table in tables:
         if table not in saved:
-            saved.update(scan_save(tools.save(table)))
+            saved.update(scan_save(tools.save(table, niceness=niceness)))
     return saved
 
 
