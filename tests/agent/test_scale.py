@@ -243,7 +243,7 @@ def test_slow_restores_make_syncs_rarer(tmp_path: Path, monkeypatch: pytest.Monk
 
     async def work(sync: FamilySync, __: Metrics) -> None:
         one = endpoint_slice("web", ("10.244.0.10",))
-        sync.touch("EndpointSlice", sync.store.take(Put(parse_object("EndpointSlice", one))))
+        sync.touch(sync.store.take(Put(parse_object("EndpointSlice", one))), "EndpointSlice")
         for _ in range(int(PATIENCE / 0.05)):
             if sync.throttle.period >= 1.0:
                 break
