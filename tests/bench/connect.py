@@ -42,13 +42,16 @@ _NOWHERE = "10.96.200.200"
 """An address among those of Services that no Service has."""
 
 _PORT = 8080
+ONE_NAT_RULE = "*nat\n-A POSTROUTING -s 192.0.2.1/32 -j MASQUERADE\nCOMMIT\n"
+"""As any node of a cluster has: with it the kernel begins to track connections, which costs more than many rules."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # leaves no TIME_WAIT behind, which would use up the ports
 
 
 class Site:
-    """A node that holds `rules` of one backend (None: no rules at all), with its pod."""
+    """A node with its pod, that holds `rules` of one backend (None: no rules at all), or those of a payload."""
 
-    def __init__(self, stack: ExitStack, rules: Ruleset | None, backend: Backend) -> None:
+    def __init__(self, stack: ExitStack, rules: Ruleset | None, backend: Backend, text: str = "") -> None:
         self._node, pod = (stack.enter_context(Namespace()) for _ in range(2))
         self._node.ip(
             "link set lo up",
@@ -71,6 +74,7 @@ class Site:
         if rules is not None:
             edits = make_plan(rules, {}).edits
             text = payload(transactions(edits, NFT_CHAINS if backend is Backend.NFT else 0))
+        if text:
             self._node.run([f"{PROGRAM[Family.IPV4]}-{backend}-restore", "--noflush"], stdin=text)
 
     def connect(self, address: str, port: int) -> Iterator[float]:
@@ -158,29 +162,32 @@ class Rules:
 
 
 def many_services(stack: ExitStack, backend: Backend, services: int, endpoints: int) -> Iterator[Comparison]:
-    """The first, the middle and the last of many Services, and destinations that are none."""
+    """The first, the middle and the last of many Services, as kube-proxy lists them, and destinations that are none."""
     rules = Rules(list(clusters.objects(services, endpoints)))
     sites = {layout: Site(stack, rules.of(layout), backend) for layout in Layout}
-    places = {"first": 0, "middle": services // 2, "last": services - 1}
-    alone = {
-        place: Site(stack, rules.of(Layout.TREE, clusters.service(number)["metadata"]["name"]), backend)
-        for place, number in places.items()
+    ordered = sorted(map(clusters.service, range(services)), key=_name)
+    places = {"first": ordered[0], "middle": ordered[services // 2], "last": ordered[-1]}
+    alone = {place: Site(stack, rules.of(Layout.TREE, _name(one)[1]), backend) for place, one in places.items()}
+    bases = {
+        "no rules": Site(stack, None, backend),
+        "one NAT rule": Site(stack, None, backend, ONE_NAT_RULE),
+        "no Services": Site(stack, Rules([]).of(Layout.TREE), backend),
     }
-    bare, empty = Site(stack, None, backend), Site(stack, Rules([]).of(Layout.TREE), backend)
     for layout, site in sites.items():
         limit = 1.3 if layout is Layout.TREE else None
-        for place, number in places.items():
-            address = clusters.service(number)["spec"]["clusterIP"]
+        for place, one in places.items():
+            address = one["spec"]["clusterIP"]
             what = f"{layout}: {place} of {services:,} Services"
             yield Comparison(what, "its rules only", limit, Way(site, address), Way(alone[place], address))
         for what, address in (("a pod", "10.128.0.1"), ("an unused ClusterIP", _NOWHERE)):
-            yield Comparison(
-                f"{layout}: {what}", "no rules", limit, Way(site, address, _PORT), Way(bare, address, _PORT)
-            )
-            note = f"{layout}: {what}"
-            yield Comparison(
-                note, "rules without Services", None, Way(site, address, _PORT), Way(empty, address, _PORT)
-            )
+            way = Way(site, address, _PORT)
+            for base, other in bases.items():
+                bound = limit if base == "no rules" else None
+                yield Comparison(f"{layout}: {what}", base, bound, way, Way(other, address, _PORT))
+
+
+def _name(service: dict[str, Any]) -> tuple[str, str]:
+    return service["metadata"]["namespace"], service["metadata"]["name"]
 
 
 def many_endpoints(stack: ExitStack, backend: Backend, endpoints: int) -> Iterator[Comparison]:
