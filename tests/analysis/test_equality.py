@@ -1,5 +1,6 @@
 """The layouts `tree` and `classic` do the same to every packet."""
 
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -105,6 +106,31 @@ def test_a_large_cluster(family: Family) -> None:
     pick = random.Random(3)
     chosen = [one for where in pick.sample(destinations(classic, large), 250) for one in from_everywhere(where, family)]
     assert_same(classic, large, chosen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("services", [250, 1000])
+def test_packets_pass_few_rules_whether_for_a_service_or_not(services: int, family: Family) -> None:
+    """In all chains of both tables, on the longest of their ways: O(log n), where `classic` has O(n)."""
+    some = Input.of(town(services), CONFIG, family)
+    classic, large = some.classic(), some.tree(DEFAULT, tree.choose)
+    chosen = random.Random(6).sample(destinations(classic, large), 100)
+    sent = [packet for where in chosen for packet in from_everywhere(where, family)]
+    after = simulator(large)
+    ways = [after.paths(packet) for packet in sent]
+    longest = {
+        is_service: max(
+            path.examined
+            for some in ways
+            if any(path.outcome.fate is not Fate.UNTOUCHED for path in some) is is_service
+            for path in some
+        )
+        for is_service in (True, False)
+    }
+    bound = 20 * math.log2(services)
+    assert max(longest.values()) <= bound, longest
+    before = simulator(classic)
+    assert max(path.examined for packet in sent[:60] for path in before.paths(packet)) > 2 * bound
 
 
 @pytest.mark.parametrize(
