@@ -17,6 +17,7 @@ COMMANDS = {
     "cleanup": "Remove every rule and chain of ours, and nothing else.",
     "diff": "Compare the kernel, or a dump, with what manifests ask for.",
     "explain": "Tell what is up with a Service, an address, a node port, a pod or a chain.",
+    "doctor": "Look whether this node is fit for kpx.",
     "render": "Compile manifests to rules.",
     "trace": "Follow a packet through rules: every step, every outcome.",
     "run": "Keep this node's rules equal to the cluster's Services.",

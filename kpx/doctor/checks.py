@@ -1,0 +1,205 @@
+"""From facts to findings: what is well, what may hurt, what stops kpx from doing its work, and what to do."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby
+
+from kpx.doctor.facts import Facts
+from kpx.family import Family
+from kpx.netfilter.tools import Backend
+
+_FILLING, _FULL = 0.75, 0.95
+_OLDEST_SOUND_NFT = (1, 8, 3)
+_NAMES = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
+
+
+class Level(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; `advice` says what to do, empty if there is nothing."""
+
+    level: Level
+    check: str
+    message: str
+    advice: str = ""
+
+
+def examine(facts: Facts) -> tuple[Finding, ...]:
+    """Every check's findings, in the order of `CHECKS`."""
+    return tuple(finding for check in CHECKS for finding in check(facts))
+
+
+def _versions(facts: Facts) -> Iterator[Finding]:
+    yield Finding(Level.OK, "kernel", f"Linux {facts.kernel}")
+    for backend, tables in facts.tables.items():
+        numbers = tuple(int(part) for part in tables.version.split(".") if part.isdigit())
+        if backend is Backend.NFT and numbers < _OLDEST_SOUND_NFT:
+            text = f"{tables.version} ({backend}): before 1.8.3 the nft variant has bugs that break a proxy's rules"
+            yield Finding(Level.WARN, "iptables", text, "install a newer iptables, or use the image of charts/image")
+        else:
+            yield Finding(Level.OK, "iptables", f"{tables.version} ({backend})")
+
+
+def _backend(facts: Facts) -> Iterator[Finding]:
+    if facts.backend is None:
+        yield Finding(Level.FAIL, "backend", "no iptables is installed", "install the package iptables")
+        return
+    reason = "kubelet's hint" if facts.tables[facts.backend].hinted else "no hint of kubelet's; it holds most rules"
+    yield Finding(Level.OK, "backend", f"{facts.backend}: {reason}")
+    for other, tables in facts.tables.items():
+        if other is facts.backend or not tables.rules:
+            continue
+        if tables.proxy_chains:
+            text = f"{other} holds rules of a Service proxy too: every packet passes both sets"
+            yield Finding(Level.FAIL, "backend", text, f"kpx cleanup --backend {other}")
+        else:
+            text = f"{other} holds {tables.rules} rules of other programs, which act beside those of {facts.backend}"
+            yield Finding(Level.WARN, "backend", text, f"let these programs use {facts.backend}, too")
+
+
+def _trials(facts: Facts) -> Iterator[Finding]:
+    if facts.backend is None:
+        return
+    if facts.trials is None:
+        advice = (
+            "run it as root of the host, or: kubectl debug node/NODE --profile=sysadmin --image=IMAGE -- kpx doctor"
+        )
+        yield Finding(Level.WARN, "rules", f"no rule was tried: {facts.no_trials}", advice)
+        return
+    for family, trials in groupby(facts.trials, lambda trial: trial.family):
+        tried = tuple(trials)
+        refused = [trial for trial in tried if trial.refusal]
+        for trial in refused:
+            text = f"{facts.backend} {_NAMES[family]}: {trial.feature} is refused: {trial.refusal}"
+            yield Finding(Level.FAIL, "rules", text, "load the kernel's module for it, or install all of iptables")
+        if not refused:
+            text = f"{facts.backend} {_NAMES[family]}: all {len(tried)} kinds of rules were taken by the kernel"
+            yield Finding(Level.OK, "rules", text)
+
+
+_AGAIN = "try again when it is free"
+_WITH_RIGHTS = "kubectl debug node/NODE -it --profile=sysadmin --image=IMAGE -- /opt/kpx/bin/kpx doctor"
+
+
+def _proxies(facts: Facts) -> Iterator[Finding]:
+    for proxy in facts.proxies:
+        text = f"kube-proxy is running (process {proxy.pid})"
+        if facts.agents:
+            yield Finding(Level.FAIL, "kube-proxy", f"{text} beside kpx: they undo each other's work", _TAKE_AWAY)
+        else:
+            yield Finding(Level.WARN, "kube-proxy", f"{text}: it has to go before kpx starts", _TAKE_AWAY)
+    if not facts.proxies:
+        yield Finding(Level.OK, "kube-proxy", "isn't running in this network namespace")
+
+
+_TAKE_AWAY = "take its DaemonSet off this node: see `From kube-proxy to kpx` in the README"
+
+
+def _leftovers(facts: Facts) -> Iterator[Finding]:
+    found = False
+    for backend, tables in facts.tables.items():
+        if tables.old_chains:
+            found = True
+            names = ", ".join(sorted(tables.old_chains))
+            text = f"chains of another mode of kube-proxy ({backend}): {names}"
+            advice = "kube-proxy --cleanup, or delete them and the jumps to them with iptables"
+            yield Finding(Level.FAIL, "leftovers", text, advice)
+    if facts.ipvs_link or facts.ip_vs:
+        found = True
+        link = "the link kube-ipvs0 makes every ClusterIP an address of this node" if facts.ipvs_link else ""
+        servers = f"{facts.ip_vs} IPVS virtual servers" if facts.ip_vs else ""
+        advice = "ipvsadm --clear; ip link delete kube-ipvs0"
+        yield Finding(Level.FAIL, "leftovers", f"IPVS mode: {' and '.join(filter(None, (link, servers)))}", advice)
+    for table in facts.nft_tables:
+        found = True
+        text = f"nftables mode: the table {table} translates Services, too"
+        yield Finding(Level.FAIL, "leftovers", text, f"nft delete table {table}")
+    if not found:
+        yield Finding(Level.OK, "leftovers", "nothing of userspace, IPVS or nftables mode")
+
+
+def _conntrack(facts: Facts) -> Iterator[Finding]:
+    if facts.flows is None or not facts.most_flows:
+        yield Finding(Level.OK, "conntrack", "not in use yet")
+        return
+    share = facts.flows / facts.most_flows
+    text = f"{facts.flows} of {facts.most_flows} entries, {share:.0%}"
+    advice = "raise conntrack.maxPerCore or conntrack.min in the configuration"
+    if share >= _FULL:
+        yield Finding(Level.FAIL, "conntrack", f"{text}: new connections are dropped", advice)
+    elif share >= _FILLING:
+        yield Finding(Level.WARN, "conntrack", text, advice)
+    else:
+        yield Finding(Level.OK, "conntrack", text)
+
+
+def _affinity(facts: Facts) -> Iterator[Finding]:
+    if not facts.clients or not facts.most_clients:
+        yield Finding(Level.OK, "affinity", "no list of clients in the kernel")
+        return
+    full = [one for one in facts.clients if one.count >= facts.most_clients]
+    for one in full:
+        whose = f"{one.service} ({one.name})" if one.service else one.name
+        text = f"{whose} remembers {one.count} clients and can't remember more: further ones lose their affinity"
+        advice = "echo options xt_recent ip_list_tot=10000 > /etc/modprobe.d/xt_recent.conf, and reboot"
+        yield Finding(Level.WARN, "affinity", text, advice)
+    if not full:
+        most = max(one.count for one in facts.clients)
+        yield Finding(
+            Level.OK, "affinity", f"at most {most} of {facts.most_clients} clients remembered for an endpoint"
+        )
+
+
+def _sysctls(facts: Facts) -> Iterator[Finding]:
+    bad = list(_bad_sysctls(facts))
+    yield from bad
+    if not bad:
+        yield Finding(Level.OK, "sysctl", "forwarding and bridges are set up")
+
+
+def _bad_sysctls(facts: Facts) -> Iterator[Finding]:
+    forward, forward6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
+    if facts.sysctls.get(forward) == "0":
+        text = f"{forward} is 0: this node forwards no packet, so endpoints elsewhere are out of reach"
+        yield Finding(Level.FAIL, "sysctl", text, f"sysctl -w {forward}=1, and in /etc/sysctl.d")
+    if facts.has_ipv6 and facts.sysctls.get(forward6) == "0":
+        text = f"{forward6} is 0, and this node has IPv6 addresses: IPv6 endpoints elsewhere are out of reach"
+        yield Finding(Level.WARN, "sysctl", text, f"sysctl -w {forward6}=1, and in /etc/sysctl.d")
+    for name in ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"):
+        if facts.sysctls.get(name) == "0":
+            text = f"{name} is 0: if pods share a Linux bridge, they can't reach each other through a Service"
+            yield Finding(Level.WARN, "sysctl", text, f"sysctl -w {name}=1, and in /etc/sysctl.d")
+    for setting in facts.settings:
+        text = f"{setting.name} is {setting.now or 'missing'}, and the configuration asks for {setting.wanted}"
+        advice = "kpx run --init-only sets it, which the chart does with hostSettings.enabled"
+        yield Finding(Level.WARN, "sysctl", f"{text}: {setting.otherwise}", advice)
+
+
+def _lock(facts: Facts) -> Iterator[Finding]:
+    if facts.backend is Backend.LEGACY:
+        if facts.lock_held:
+            text = "somebody holds /run/xtables.lock: changes wait until it is let go"
+            yield Finding(Level.WARN, "lock", text, "look who it is: fuser -v /run/xtables.lock")
+        else:
+            yield Finding(Level.OK, "lock", "free")
+
+
+CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    _versions,
+    _backend,
+    _trials,
+    _proxies,
+    _leftovers,
+    _conntrack,
+    _affinity,
+    _sysctls,
+    _lock,
+)
