@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from kpx.compiler.source_hash import SPACE, below, seed_of
 from kpx.compiler.words import one_in
+from kpx.family import Family
 from kpx.netfilter.ruleset import Rules
 
 _STEPS = 1 << 31
@@ -15,10 +17,21 @@ _STEPS = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One endpoint to choose: `note` stands in front of its rules (a comment, or nothing), `chain` is its chain."""
+    """One endpoint to choose: `note` stands in front of its rules (a comment, or nothing), `chain` is its chain.
+
+    It gets `weight` of all weights' sum. `clients` is the name of the list of its clients, if it
+    isn't the chain's.
+    """
 
     note: str
     chain: str
+    weight: int = 1
+    clients: str = ""
+
+    @property
+    def list_name(self) -> str:
+        """The list (`-m recent`) of the clients that it has: by default the one that is called like its chain."""
+        return self.clients or self.chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +54,52 @@ Chains = Iterator[tuple[str, Rules]]
 Choose = Callable[[str, Rules, Sequence[Arm], Affinity | None], Chains]
 """Makes a chain, and those that it needs before it: from its name, first rules, endpoints and affinity."""
 
+Chances = Callable[[Sequence[tuple[str, int]]], Sequence[str]]
+"""Makes the matches, each with a space behind it, that choose among the chains of these names by their weights.
+
+They stand in a list; the last one, for what is left, is empty.
+"""
+
+
+def at_random(branches: Sequence[tuple[str, int]]) -> Sequence[str]:
+    """Chances by `-m statistic`: every new connection is a throw of the dice. See `Chances`."""
+    return weighted(tuple(weight for _, weight in branches))
+
+
+def by_source(family: Family) -> Chances:
+    """Chances by a hash of the client's address: the same client always gets the same endpoint. See `Chances`.
+
+    Each rule asks a hash of its own, seeded by the name of its chain, and takes its weight's share of what the rules
+    behind it have together with it. So who is before and behind whom decides, and nothing else: one that is added or
+    removed changes only the shares of those in front of it, by little (Lamping and Veach's jump hash, upside down).
+    """
+
+    def chances(branches: Sequence[tuple[str, int]]) -> Sequence[str]:
+        matches = []
+        left = sum(weight for _, weight in branches)
+        for name, weight in branches[:-1]:
+            matches.append(f"{below(family, seed_of(name), _divide(SPACE * weight, left))} ")
+            left -= weight
+        return (*matches, "")
+
+    return chances
+
 
 def linear(chain: str, first: Rules, arms: Sequence[Arm], affinity: Affinity | None) -> Chains:
     """All in one chain, as kube-proxy writes it."""
-    chances = (*(f"{one_in(left)} " for left in range(len(arms), 1, -1)), "")
+    if len({arm.weight for arm in arms}) > 1:
+        chances = at_random([(arm.chain, arm.weight) for arm in arms])
+    else:
+        chances = (*(f"{one_in(left)} " for left in range(len(arms), 1, -1)), "")
     choice = (f"{arm.note}{chance}-j {arm.chain}" for arm, chance in zip(arms, chances, strict=True))
-    yield chain, (*first, *_known(arms, affinity), *choice)
+    yield chain, (*first, *known(arms, affinity), *choice)
 
 
-def _known(arms: Sequence[Arm], affinity: Affinity | None, noted: Mapping[str, str] | None = None) -> Iterator[str]:
+def known(arms: Sequence[Arm], affinity: Affinity | None, noted: Mapping[str, str] | None = None) -> Iterator[str]:
     """The rules that lead clients to the endpoint that knows them; `noted` are further matches by endpoint chain."""
     if affinity:
         for arm in arms:
-            yield f"{arm.note}{affinity.knows(arm.chain)}{(noted or {}).get(arm.chain, '')}-j {arm.chain}"
+            yield f"{arm.note}{affinity.knows(arm.list_name)}{(noted or {}).get(arm.chain, '')}-j {arm.chain}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +114,10 @@ class _Branch:
     def is_group(self) -> bool:
         return len(self.arms) > 1
 
+    @property
+    def weight(self) -> int:
+        return sum(arm.weight for arm in self.arms)
+
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
@@ -78,7 +128,8 @@ class Grouped:
     `inline` endpoints have no chain of their own. So an endpoint's group depends on nothing but itself, and one
     endpoint more or less changes the chains on its way only. The groups of KUBE-SVC-X are KPX-SVC-X-0 to -f.
 
-    Every endpoint is chosen with probability 1/n, less than 2^-31 off: groups by their sizes, see `_chances`.
+    Every endpoint is chosen with its share of all weights, less than 2^-31 off: groups by what theirs add up to, see
+    `weighted`. `chances` says by what.
 
     Affinity: kube-proxy asks n lists, one for each endpoint, whether the client is on them, and the kernel looks for
     each by its name among all lists there are. With more than `listed` endpoints groups have lists too: a client who
@@ -93,23 +144,24 @@ class Grouped:
     inline: int = 2
     depth: int = 2
     listed: int = 64
+    chances: Chances = at_random
 
     def __call__(self, chain: str, first: Rules, arms: Sequence[Arm], affinity: Affinity | None) -> Chains:
         """See `Choose`."""
-        if len(arms) <= self.limit:
+        if len(arms) <= self.limit and self.chances is at_random:
             return linear(chain, first, arms, affinity)
         if affinity and len(arms) > self.listed:
             return self._with_lists(chain, first, arms, affinity)
-        return self._choice(chain, (*first, *_known(arms, affinity)), arms, 0)
+        return self._choice(chain, (*first, *known(arms, affinity)), arms, 0)
 
     def _with_lists(self, chain: str, first: Rules, arms: Sequence[Arm], affinity: Affinity) -> Chains:
         groups = {branch.target: branch for branch in self._branches(chain, arms, 0) if branch.is_group}
         lists = {target: _affinity_chain(target) for target in groups}
         noted = {arm.chain: affinity.notes(lists[one.target]) for one in groups.values() for arm in one.arms}
-        known = dict(zip((arm.chain for arm in arms), _known(arms, affinity, noted), strict=True))
+        by_arm = dict(zip((arm.chain for arm in arms), known(arms, affinity, noted), strict=True))
         for target, branch in groups.items():
-            yield lists[target], tuple(known[arm.chain] for arm in branch.arms)
-        look_up = (*(f"{affinity.knows(one)}-j {one}" for one in lists.values()), *known.values())
+            yield lists[target], tuple(by_arm[arm.chain] for arm in branch.arms)
+        look_up = (*(f"{affinity.knows(one)}-j {one}" for one in lists.values()), *by_arm.values())
         before = {target: (affinity.notes(one).rstrip(),) for target, one in lists.items()}
         yield from self._choice(chain, (*first, *look_up), arms, 0, before)
 
@@ -121,7 +173,7 @@ class Grouped:
         for one in branches:
             if one.is_group:
                 yield from self._choice(one.target, (before or {}).get(one.target, ()), one.arms, depth + 1)
-        chances = _chances(tuple(len(one.arms) for one in branches))
+        chances = self.chances([(one.target, one.weight) for one in branches])
         choice = (f"{one.note}{chance}-j {one.target}" for one, chance in zip(branches, chances, strict=True))
         yield chain, (*first, *choice)
 
@@ -155,7 +207,7 @@ def _affinity_chain(group: str) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _chances(weights: tuple[int, ...]) -> tuple[str, ...]:
+def weighted(weights: tuple[int, ...]) -> tuple[str, ...]:
     """The matches, each with a space behind it, that choose among arms by `weights`; the last one takes what is left.
 
     Each probability is rounded such that what is left for the arms behind it is right: so errors don't add up. What

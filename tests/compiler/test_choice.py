@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpx.compiler import names
-from kpx.compiler.choice import Affinity, Arm, Choose, Grouped, _chances, linear
+from kpx.compiler.choice import Affinity, Arm, Choose, Grouped, linear, weighted
 from kpx.model.service import ServicePortName
 from kpx.netfilter.rule import target_of
 from kpx.netfilter.ruleset import Rules
@@ -57,9 +57,9 @@ def test_every_endpoint_has_its_share_to_the_last_bit(counts: Sequence[int]) -> 
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=40))
-def test_chances_follow_weights_to_the_last_bit(weights: list[int]) -> None:
+def testweighted_follow_weights_to_the_last_bit(weights: list[int]) -> None:
     left = Fraction(1)
-    for weight, text in zip(weights, _chances(tuple(weights)), strict=True):
+    for weight, text in zip(weights, weighted(tuple(weights)), strict=True):
         written = re.search(r"--probability (\S+)", text)
         chance = Fraction(round(float(written[1]) * 2**31), 2**31) if written else Fraction(1)
         assert f"{float(chance):.11f}" == (written[1] if written else "1.00000000000")
