@@ -55,7 +55,7 @@ Choose = Callable[[str, Rules, Sequence[Arm], Affinity | None], Chains]
 """Makes a chain, and those that it needs before it: from its name, first rules, endpoints and affinity."""
 
 Chances = Callable[[Sequence[tuple[str, int]]], Sequence[str]]
-"""Makes the matches, each with a space behind it, that choose among the chains of these names by their weights.
+"""Makes the matches, each with a space behind it, that choose among branches with these names and weights.
 
 They stand in a list; the last one, for what is left, is empty.
 """
@@ -69,9 +69,9 @@ def at_random(branches: Sequence[tuple[str, int]]) -> Sequence[str]:
 def by_source(family: Family) -> Chances:
     """Chances by a hash of the client's address: the same client always gets the same endpoint. See `Chances`.
 
-    Each rule asks a hash of its own, seeded by the name of its chain, and takes its weight's share of what the rules
-    behind it have together with it. So who is before and behind whom decides, and nothing else: one that is added or
-    removed changes only the shares of those in front of it, by little (Lamping and Veach's jump hash, upside down).
+    Each rule asks a hash of its own, seeded by its name, and takes its weight's share of what the rules behind it have
+    together with it. So one that is added or removed changes only the shares of those in front of it, by little
+    (Lamping and Veach's jump hash, upside down).
     """
 
     def chances(branches: Sequence[tuple[str, int]]) -> Sequence[str]:
@@ -83,6 +83,11 @@ def by_source(family: Family) -> Chances:
         return (*matches, "")
 
     return chances
+
+
+def hashed(family: Family) -> "Grouped":
+    """Choice by source for `family`, in long lists: each level of groups moves some more clients with each change."""
+    return Grouped(limit=64, inline=1, chances=by_source(family))
 
 
 def linear(chain: str, first: Rules, arms: Sequence[Arm], affinity: Affinity | None) -> Chains:
@@ -104,8 +109,9 @@ def known(arms: Sequence[Arm], affinity: Affinity | None, noted: Mapping[str, st
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """What a chain chooses among: one endpoint, or the chain of a group."""
+    """What a chain chooses among: one endpoint, or the chain of a group. `name` stays, also if a group has only one."""
 
+    name: str
     note: str
     target: str
     arms: Sequence[Arm]
@@ -173,22 +179,23 @@ class Grouped:
         for one in branches:
             if one.is_group:
                 yield from self._choice(one.target, (before or {}).get(one.target, ()), one.arms, depth + 1)
-        chances = self.chances([(one.target, one.weight) for one in branches])
+        chances = self.chances([(one.name, one.weight) for one in branches])
         choice = (f"{one.note}{chance}-j {one.target}" for one, chance in zip(branches, chances, strict=True))
         yield chain, (*first, *choice)
 
     def _branches(self, chain: str, arms: Sequence[Arm], depth: int) -> list[_Branch]:
         if len(arms) <= self.limit or depth == self.depth:
-            return [_Branch(arm.note, arm.chain, (arm,)) for arm in arms]
+            return [_Branch(arm.chain, arm.note, arm.chain, (arm,)) for arm in arms]
         groups: dict[str, list[Arm]] = defaultdict(list)
         for arm in arms:
             groups[_digit(arm.chain, depth)].append(arm)
         branches: list[_Branch] = []
         for digit, group in sorted(groups.items()):
+            name = _group_chain(chain, digit)
             if len(group) > self.inline:
-                branches.append(_Branch("", _group_chain(chain, digit), group))
+                branches.append(_Branch(name, "", name, group))
             else:
-                branches += (_Branch(arm.note, arm.chain, (arm,)) for arm in group)
+                branches += (_Branch(name, arm.note, arm.chain, (arm,)) for arm in group)
         return branches
 
 
