@@ -85,6 +85,7 @@ def by_source(family: Family) -> Chances:
     return chances
 
 
+@lru_cache
 def hashed(family: Family) -> "Grouped":
     """Choice by source for `family`, in long lists: each level of groups moves some more clients with each change."""
     return Grouped(limit=64, inline=1, chances=by_source(family))

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kpx import api
-from kpx.compiler import choice, classic, tree
+from kpx.compiler import choice, classic, rounds, tree
 from kpx.compiler.fragment import Fragment, compile_port
 from kpx.compiler.settings import Settings, settings_for
 from kpx.errors import InputError, Problem
 from kpx.family import Family
+from kpx.model.balance import Balance
 from kpx.model.cluster import Cluster, cluster_of, without_conflicts
 from kpx.model.node import node_view
 from kpx.model.policy import Selection, select
@@ -99,7 +100,17 @@ def join(fragments: Iterable[Fragment], settings: Settings, layout: Layout) -> R
 
 def compile_fragment(port: ServicePort, selection: Selection, settings: Settings, layout: Layout) -> Fragment:
     """Compile one service port alone, as `layout` wants it."""
-    return compile_port(port, selection, settings, _CHOOSE[layout])
+    return compile_port(port, selection, settings, _choose(port.balancing.balance, settings.family, layout))
+
+
+def _choose(balance: Balance, family: Family, layout: Layout) -> choice.Choose:
+    match balance:
+        case Balance.ROUND_ROBIN:
+            return rounds.in_turn
+        case Balance.SOURCE_HASH:
+            return choice.hashed(family)
+        case _:
+            return _CHOOSE[layout]
 
 
 def _fragments(cluster: Cluster, settings: Settings, layout: Layout) -> Iterator[Fragment]:

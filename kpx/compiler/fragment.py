@@ -7,8 +7,9 @@ from kpx.compiler import names
 from kpx.compiler.choice import Affinity, Arm, Choose, linear
 from kpx.compiler.settings import Settings
 from kpx.compiler.words import comment, source
+from kpx.model.balance import AffinityScope
 from kpx.model.endpoint import Endpoint, Endpoints
-from kpx.model.policy import Selection
+from kpx.model.policy import Selection, weights
 from kpx.model.service import ServicePort, ServicePortName
 from kpx.netfilter.ruleset import Rules, TableName
 
@@ -84,7 +85,7 @@ class _PortCompiler:
 
     def _endpoint_rules(self, endpoint: Endpoint, chain: str) -> Rules:
         note = f"{comment(self.label)} " if self.settings.comments else ""
-        recent = self.affinity.notes(chain) if self.affinity else ""
+        recent = self.affinity.notes(self._clients(endpoint) or chain) if self.affinity else ""
         protocol, bits = self.port.protocol, self.settings.family.host_bits
         return (
             f"-s {endpoint.address}/{bits} {note}-j {names.MARK_MASQ}",  # hairpin: a pod that reaches itself
@@ -92,8 +93,17 @@ class _PortCompiler:
         )
 
     def _choice(self, chain: str, endpoints: Endpoints, sep: Mapping[Endpoint, str]) -> Iterator[tuple[str, Rules]]:
-        arms = [Arm(self._arrow(one), sep[one]) for one in endpoints]
+        arms = [
+            Arm(self._arrow(one), sep[one], weight, self._clients(one))
+            for one, weight in zip(endpoints, weights(endpoints, self.port.balancing), strict=True)
+        ]
         return self.choose(chain, tuple(self._masquerade_internal(chain)), arms, self.affinity)
+
+    def _clients(self, endpoint: Endpoint) -> str:
+        """The list of an endpoint's clients, if it isn't the one of its own chain: that of its pod, for all ports."""
+        if self.port.balancing.scope is AffinityScope.PORT:
+            return ""
+        return names.pod_clients(self.port.name, endpoint.address)
 
     def _masquerade_internal(self, chain: str) -> Iterator[str]:
         if chain != self.internal_policy_chain:

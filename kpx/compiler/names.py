@@ -29,6 +29,11 @@ def endpoint_chain(name: ServicePortName, endpoint: str) -> str:
     return "KUBE-SEP-" + _hash(f"{name}{name.protocol}{endpoint}")
 
 
+def pod_clients(name: ServicePortName, address: str) -> str:
+    """The list (`-m recent`) of the clients of one pod behind all ports of a Service."""
+    return "KPX-POD-" + _hash(f"{name.namespace}/{name.name} {address}")
+
+
 def _hash(text: str) -> str:
     # Ten bytes are exactly sixteen base32 characters: no need to encode the whole digest.
     return b32encode(sha256(text.encode()).digest()[:10]).decode()

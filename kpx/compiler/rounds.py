@@ -83,6 +83,10 @@ class Rounds:
         yield chain, (*first, *_turns(alone, targets, len(arms)))
 
 
+in_turn = Rounds()
+"""Round robin, with the numbers that are right for the kernel."""
+
+
 def _turns(alone: Sequence[Arm], groups: dict[str, list[Arm]], count: int) -> Iterator[str]:
     """The rules of a list: endpoints one of `count` each, then groups of equal size."""
     for place, arm in enumerate(alone):

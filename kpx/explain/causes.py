@@ -135,6 +135,8 @@ def state(endpoint: Endpoint, what: Exclusion, zone: str = "") -> str:
             return "not ready"
         case Exclusion.NOT_DRAINING:
             return "not ready, and others still serve while they terminate"
+        case Exclusion.NO_WEIGHT:
+            return "its slice has weight 0: no new connections"
         case Exclusion.OTHER_ZONE:
             return f"for zone {', '.join(sorted(endpoint.zone_hints))} by its hints; this node is in {zone}"
         case Exclusion.OTHER_NODE:

@@ -88,10 +88,11 @@ _WEIGHT = _Annotation("kpx.dev/weight", DEFAULT_WEIGHT, _number, _A_NUMBER)
 def balancing(service: api.Service) -> Balancing:
     """What the annotations of a Service ask for."""
     annotations = service.metadata.annotations
-    return Balancing(_BALANCE.of(annotations), _LOCAL_WEIGHT.of(annotations), _SCOPE.of(annotations))
+    found = Balancing(_BALANCE.of(annotations), _LOCAL_WEIGHT.of(annotations), _SCOPE.of(annotations))
+    return PLAIN if found == PLAIN else found  # nearly every Service: one value for all
 
 
-def weight(endpoint_slice: api.EndpointSlice) -> int:
+def weight_of(endpoint_slice: api.EndpointSlice) -> int:
     """How much each endpoint of a slice counts: 100 if it doesn't say."""
     return _WEIGHT.of(endpoint_slice.metadata.annotations)
 

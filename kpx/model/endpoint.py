@@ -9,6 +9,7 @@ from sys import intern
 
 from kpx import api
 from kpx.family import Family
+from kpx.model.balance import DEFAULT_WEIGHT, weight_of
 from kpx.model.service import ServicePortName, is_ours
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
@@ -22,7 +23,8 @@ _FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 class Endpoint:
     """One address and port behind a service port.
 
-    `local` says that it runs on this node; hints are the zones and nodes it is meant for.
+    `local` says that it runs on this node; hints are the zones and nodes it is meant for. `weight` is how much it
+    counts among others.
     """
 
     address: str
@@ -33,6 +35,7 @@ class Endpoint:
     local: bool = False
     zone_hints: frozenset[str] = _NO_NAMES
     node_hints: frozenset[str] = _NO_NAMES
+    weight: int = DEFAULT_WEIGHT
 
     def __str__(self) -> str:
         """`address:port`, with brackets around an IPv6 address: the argument of DNAT and of the chain's name."""
@@ -54,7 +57,8 @@ class Slice:
     """What counts of one EndpointSlice on one node, packed: an agent keeps tens of thousands of them.
 
     `ports` are name, protocol in lower case and number. `addresses` are the endpoints' first addresses, 4 or 16 bytes
-    each, `states` their conditions, a byte each, `hints` one for each endpoint, or none if no endpoint has any.
+    each, `states` their conditions, a byte each, `hints` one for each endpoint, or none if no endpoint has any. All have
+    the same `weight`.
     """
 
     service: tuple[str, str]
@@ -64,6 +68,7 @@ class Slice:
     addresses: bytes
     states: bytes
     hints: tuple[Hints, ...] = ()
+    weight: int = DEFAULT_WEIGHT
 
     def endpoints(self, port: int) -> Iterator[Endpoint]:
         """The endpoints behind one of the ports."""
@@ -79,6 +84,7 @@ class Slice:
                 local=bool(state & _LOCAL),
                 zone_hints=zones,
                 node_hints=nodes,
+                weight=self.weight,
             )
 
 
@@ -98,6 +104,7 @@ def slice_of(source: api.EndpointSlice, node_name: str) -> Slice | None:
         addresses=b"".join(socket.inet_pton(kind, one.addresses[0]) for one in source.endpoints),
         states=bytes(_state(one, node_name) for one in source.endpoints),
         hints=hints if any(one is not _NO_HINTS for one in hints) else (),
+        weight=weight_of(source),
     )
 
 

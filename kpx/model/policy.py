@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from math import gcd
 from operator import attrgetter
 
+from kpx.model.balance import Balancing
 from kpx.model.endpoint import Endpoint, Endpoints
 from kpx.model.node import NodeView
 from kpx.model.service import ServicePort
@@ -23,6 +25,7 @@ class Exclusion(Enum):
 
     NOT_READY = auto()
     NOT_DRAINING = auto()
+    NO_WEIGHT = auto()
     OTHER_NODE = auto()
     OTHER_ZONE = auto()
     NOT_LOCAL = auto()
@@ -58,7 +61,7 @@ def select(endpoints: Endpoints, port: ServicePort, node: NodeView) -> Selection
     """Apply traffic policies, topology hints and readiness, as kube-proxy 1.36 does (`pkg/proxy/topology.go`).
 
     Ready endpoints are preferred; where there are none, those that serve while terminating step in,
-    separately for each policy.
+    separately for each policy. Endpoints of weight 0 take part only where all others are of weight 0, too.
     """
     if not endpoints:
         return Selection()
@@ -101,6 +104,13 @@ def topology(endpoints: Endpoints, node: NodeView) -> Topology:
     return Topology.ANYWHERE
 
 
+def weights(endpoints: Endpoints, balancing: Balancing) -> tuple[int, ...]:
+    """What share each of the chosen endpoints has of new connections, in the smallest whole numbers."""
+    found = [one.weight * (100 + balancing.local_weight if one.local else 100) for one in endpoints]
+    unit = gcd(*found)
+    return tuple(weight // unit for weight in found) if unit else (1,) * len(found)
+
+
 def _topology_demands(endpoints: Endpoints, node: NodeView) -> Demands:
     match topology(endpoints, node):
         case Topology.SAME_NODE:
@@ -113,7 +123,8 @@ def _topology_demands(endpoints: Endpoints, node: NodeView) -> Demands:
 
 def _cluster_demands(endpoints: Endpoints, node: NodeView) -> tuple[Demands, ...]:
     """What the Cluster policy demands; the next demands only count where no endpoint meets those before."""
-    return (_READY, *_topology_demands(endpoints, node)), (_DRAINING,)
+    near = _topology_demands(endpoints, node)
+    return (_READY, *near, _WEIGHED), (_READY, _WEIGHED), (_READY, *near), (_DRAINING, _WEIGHED), (_DRAINING,)
 
 
 def _choose(endpoints: Endpoints, demands: tuple[Demands, ...]) -> Endpoints:
@@ -142,7 +153,11 @@ def _draining(endpoint: Endpoint) -> bool:
 _READY: Demand = (Exclusion.NOT_READY, attrgetter("ready"))
 _DRAINING: Demand = (Exclusion.NOT_DRAINING, _draining)
 _LOCAL: Demand = (Exclusion.NOT_LOCAL, attrgetter("local"))
-_LOCAL_DEMANDS: tuple[Demands, ...] = ((_READY, _LOCAL), (_DRAINING, _LOCAL))
+_WEIGHED: Demand = (Exclusion.NO_WEIGHT, attrgetter("weight"))
+_LOCAL_DEMANDS: tuple[Demands, ...] = (
+    *((_READY, _LOCAL, _WEIGHED), (_READY, _LOCAL)),
+    *((_DRAINING, _LOCAL, _WEIGHED), (_DRAINING, _LOCAL)),
+)
 
 
 def _usable(endpoint: Endpoint) -> bool:

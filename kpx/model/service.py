@@ -6,6 +6,7 @@ from sys import intern
 
 from kpx import api
 from kpx.family import Family
+from kpx.model.balance import PLAIN, Balancing, balancing
 
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
@@ -47,6 +48,7 @@ class ServicePort:
     affinity_seconds: int = 0
     external_local: bool = False
     internal_local: bool = False
+    balancing: Balancing = PLAIN
 
     @property
     def protocol(self) -> str:
@@ -82,6 +84,7 @@ def service_ports(service: api.Service, family: Family) -> Iterator[ServicePort]
     external = spec.type in EXTERNAL_TYPES or bool(spec.external_ips)
     local = spec.external_traffic_policy == "Local"
     owner = intern(service.metadata.namespace), intern(service.metadata.name)
+    wanted = balancing(service)
     for port in spec.ports:
         yield ServicePort(
             name=ServicePortName(*owner, intern(port.name), intern(port.protocol.lower())),
@@ -95,6 +98,7 @@ def service_ports(service: api.Service, family: Family) -> Iterator[ServicePort]
             affinity_seconds=_affinity_seconds(spec),
             external_local=external and local,
             internal_local=spec.internal_traffic_policy == "Local",
+            balancing=wanted,
         )
 
 
