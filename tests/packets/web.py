@@ -26,6 +26,7 @@ class Endpoint:
     ready: bool = True
     serving: bool = True
     terminating: bool = False
+    weight: str = ""
 
     def manifest(self, family: FamilyName) -> Manifest:
         """It, as an item of an EndpointSlice."""
@@ -44,6 +45,7 @@ class Web:
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...] = (Port(),)
     spec: Mapping[str, Any] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -74,9 +76,15 @@ class Web:
         """The same Service with more in its spec."""
         return replace(self, spec={**self.spec, **spec})
 
+    def annotated(self, **annotations: str) -> "Web":
+        """The same Service with annotations of ours: `local_weight` is `kpx.dev/local-weight`."""
+        ours = {f"kpx.dev/{name.replace('_', '-')}": value for name, value in annotations.items()}
+        return replace(self, annotations={**self.annotations, **ours})
+
     def manifests(self) -> list[Manifest]:
-        """The Service and its EndpointSlice."""
-        return [self._service(), self._slice()]
+        """The Service and its EndpointSlices, one for each weight."""
+        weights = dict.fromkeys(endpoint.weight for endpoint in self.endpoints) or {"": None}
+        return [self._service(), *(self._slice(weight) for weight in weights)]
 
     @property
     def _octet(self) -> int:
@@ -93,19 +101,24 @@ class Web:
         return {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": self.name, "namespace": "shop"},
+            "metadata": {"name": self.name, "namespace": "shop", "annotations": dict(self.annotations)},
             "spec": {"clusterIP": self.cluster_ip, "ports": ports, **self.spec},
             "status": {"loadBalancer": {"ingress": addresses}},
         }
 
-    def _slice(self) -> Manifest:
+    def _slice(self, weight: str) -> Manifest:
         ports = [{"name": f"p{n}", "protocol": port.protocol, "port": port.target} for n, port in enumerate(self.ports)]
         labels = {"kubernetes.io/service-name": self.name}
         return {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
-            "metadata": {"name": f"{self.name}-a", "namespace": "shop", "labels": labels},
+            "metadata": {
+                "name": f"{self.name}-{weight or 'a'}",
+                "namespace": "shop",
+                "labels": labels,
+                "annotations": {"kpx.dev/weight": weight} if weight else {},
+            },
             "addressType": "IPv6" if self.family == "ipv6" else "IPv4",
             "ports": ports,
-            "endpoints": [endpoint.manifest(self.family) for endpoint in self.endpoints],
+            "endpoints": [one.manifest(self.family) for one in self.endpoints if one.weight == weight],
         }
