@@ -57,8 +57,8 @@ class Slice:
     """What counts of one EndpointSlice on one node, packed: an agent keeps tens of thousands of them.
 
     `ports` are name, protocol in lower case and number. `addresses` are the endpoints' first addresses, 4 or 16 bytes
-    each, `states` their conditions, a byte each, `hints` one for each endpoint, or none if no endpoint has any. All have
-    the same `weight`.
+    each, `states` their conditions, a byte each, `hints` one for each endpoint, or none if no endpoint has any. All
+    have the same `weight`.
     """
 
     service: tuple[str, str]
