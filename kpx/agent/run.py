@@ -26,6 +26,7 @@ from kpx.api import KubeProxyConfiguration
 from kpx.compiler.compile import Layout, Target
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.model.balance import misread
 from kpx.netfilter.tools import Backend, Tools, binary
 from kpx.sources.events import Event, Put, Source, Unsound
 from kpx.sources.events import Synced as SourceSynced
@@ -116,6 +117,8 @@ class Agent:
                 return
             case Put():
                 kind, key = type(event.object).__name__, _key(event.object)
+                for problem in misread(event.object):
+                    log.warning("annotation not understood", problem=str(problem))
             case _:
                 kind, key = event.kind, (event.namespace, event.name)
         self._unsound[kind].discard(key)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+
+from kpx.family import Family
 
 _WORD = (1 << 32) - 1
 _MOST = 64
@@ -57,10 +58,13 @@ def parse(text: str) -> tuple[_Instruction, ...]:
     return program
 
 
-def matches_source(program: Sequence[_Instruction], source: IPv4Address | IPv6Address) -> bool | None:
-    """Whether packets from `source` match; None if that depends on more than the source, or on what isn't done here."""
-    start = 12 if source.version == 4 else 8
-    words = {start + at: int.from_bytes(source.packed[at : at + 4], "big") for at in range(0, len(source.packed), 4)}
+def matches_source(program: Sequence[_Instruction], source: int, family: Family) -> bool | None:
+    """Whether packets from `source`, an address as a number, match.
+
+    None if that depends on more than the source, or on what isn't done here.
+    """
+    start, bits = (12, 32) if family is Family.IPV4 else (8, 128)
+    words = {start + at // 8: source >> (bits - 32 - at) & _WORD for at in range(0, bits, 32)}
     accumulator = index = at = 0
     while at < len(program):
         one = program[at]

@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cached_property, partial
 from typing import NamedTuple
 
+from kpx.analysis import bpf
 from kpx.analysis.packet import Host, Origin, Packet, kind, number
 from kpx.family import Family
 from kpx.netfilter.options import Option, protocol
@@ -470,6 +471,19 @@ def _from_port(state: State, scene: Scene) -> int | None:
     return scene.packet.source_port
 
 
+def _bytecode(text: str) -> Test:
+    """A BPF program, if it looks at nothing but the packet's source."""
+    try:
+        program = bpf.parse(text)
+    except bpf.BytecodeError:
+        return _unknown
+
+    def test(state: State, scene: Scene) -> Truth:
+        return None if state.source is None else bpf.matches_source(program, state.source, scene.packet.family)
+
+    return test
+
+
 _PORTS = {"--dport": partial(_port, _to_port), "--sport": partial(_port, _from_port)}
 
 _OPTIONS: Mapping[str, Mapping[str, Callable[..., Test]]] = {
@@ -497,13 +511,14 @@ _OPTIONS: Mapping[str, Mapping[str, Callable[..., Test]]] = {
         "--physdev-in": _bridge_port,
         "--physdev-out": _bridge_port,
     },
+    "bpf": {"--bytecode": _bytecode},
     "nfacct": {"--nfacct-name": _counts},
     "owner": {"--uid-owner": _of_own_process, "--gid-owner": _of_own_process, "--socket-exists": _of_own_process},
 }
 
 
 def _statistic(match: Match) -> Condition:
-    """A random choice, in the kernel's steps of 2^-31. Of `nth`, what the first packet behind a fresh rule meets."""
+    """A random choice, in the kernel's steps of 2^-31. Of `nth`, the share that it takes of many packets."""
     options = {option.name: option for option in match.options}
     mode = options["--mode"].values if "--mode" in options else ()
     with suppress(ValueError):
@@ -512,9 +527,9 @@ def _statistic(match: Match) -> Condition:
             probability = Fraction(round(float(value) * 2**31), 2**31)
             return Chance(1 - probability if negated else probability)
         if mode == ("nth",) and "--every" in options:
-            (packet,) = options["--packet"].values if "--packet" in options else ("0",)
-            holds = (int(packet) == 0) != options["--every"].negated
-            return lambda state, scene: holds
+            (every,), negated = options["--every"].values, options["--every"].negated
+            share = Fraction(1, int(every) or 1)
+            return Chance(1 - share if negated else share)
     return _unknown
 
 

@@ -14,6 +14,7 @@ from kpx.api import KubeProxyConfiguration, Object, parse_config
 from kpx.compiler.compile import Layout, Target, compile_sound
 from kpx.errors import InputError, KpxError, Problem
 from kpx.family import Family
+from kpx.model.balance import misread
 from kpx.netfilter.backend import detect
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.tools import Backend, Tools
@@ -140,6 +141,8 @@ def read_inputs(
     if loaded.skipped:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(loaded.skipped.items()))
         log.info(f"skipped objects of other kinds: {counts}")
+    for problem in (problem for one in loaded.objects for problem in misread(one)):
+        log.warning(str(problem))
     name = node_name(node, config)
     return Inputs(loaded.objects, loaded.problems, config, name, Layout(layout), keep_going)
 

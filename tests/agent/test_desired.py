@@ -1,6 +1,7 @@
 """The incremental path against the whole: after any changes, in any order, both lead to the same kernel."""
 
 from itertools import islice
+from zlib import crc32
 
 import pytest
 
@@ -20,12 +21,16 @@ from tests.kernel import BACKENDS, FAMILIES, Namespace, needs_kernel
 
 NODE = "node-0"
 CONFIG = KubeProxyConfiguration()
+WEIGHTS = ("100", "100", "95", "5", "0")
 
 
 def event_of(change: Change) -> Event:
     metadata = change.obj["metadata"]
     if change.verb == "delete":
         return Gone(change.obj["kind"], metadata.get("namespace", ""), metadata["name"])
+    if change.obj["kind"] == "EndpointSlice":
+        weight = WEIGHTS[crc32(str(metadata).encode()) % len(WEIGHTS)]
+        metadata.setdefault("annotations", {})["kpx.dev/weight"] = weight
     return Put(parse_object(change.obj["kind"], change.obj))
 
 

@@ -50,6 +50,14 @@ class Change(NamedTuple):
     obj: Object
 
 
+_ANNOTATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("test.invalid/note", ()),
+    ("kpx.dev/balance", ("random", "round-robin", "source-hash", "robin")),
+    ("kpx.dev/local-weight", ("0", "50", "200")),
+    ("kpx.dev/affinity-scope", ("port", "service")),
+)
+
+
 @dataclass(slots=True, eq=False)
 class _Service:
     """A Service as its owner sees it; `live` once it is published, `retiring` while its slices go first."""
@@ -272,7 +280,10 @@ class _Cluster:
     # What may happen to a Service.
 
     def _annotate(self, service: _Service) -> None:
-        service.obj["metadata"].setdefault("annotations", {})["test.invalid/note"] = self._registrar.uid()
+        name, values = self._rng.choice(_ANNOTATIONS)
+        service.obj["metadata"].setdefault("annotations", {})[name] = self._rng.choice(
+            values or (self._registrar.uid(),)
+        )
 
     def _relabel(self, service: _Service) -> None:
         """Give the Service to another proxy, or take it back."""

@@ -31,6 +31,19 @@ hints = st.none() | st.fixed_dictionaries(
 )
 
 
+balancing: st.SearchStrategy[dict[str, str]] = st.just({}) | st.fixed_dictionaries(
+    {},
+    optional={
+        "kpx.dev/balance": st.sampled_from(["random", "round-robin", "source-hash", "robin"]),
+        "kpx.dev/local-weight": st.sampled_from(["0", "50", "200", "much"]),
+        "kpx.dev/affinity-scope": st.sampled_from(["port", "service"]),
+    },
+)
+weight: st.SearchStrategy[dict[str, str]] = st.just({}) | st.sampled_from(["0", "5", "95", "100", "-1"]).map(
+    lambda text: {"kpx.dev/weight": text}
+)
+
+
 @st.composite
 def endpoints(draw: st.DrawFn, ipv6: bool) -> Manifest:
     number = draw(st.integers(1, 9))
@@ -44,7 +57,7 @@ def endpoints(draw: st.DrawFn, ipv6: bool) -> Manifest:
 
 
 @st.composite
-def services(draw: st.DrawFn, number: int) -> list[Manifest]:
+def services(draw: st.DrawFn, number: int, annotated: bool) -> list[Manifest]:
     """One Service with its slices; addresses and node ports follow from its number, so that none collide."""
     kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"]))
     protocols = draw(st.lists(st.sampled_from(["TCP", "UDP", "SCTP"]), min_size=1, max_size=2))
@@ -70,13 +83,20 @@ def services(draw: st.DrawFn, number: int) -> list[Manifest]:
     if kind == "LoadBalancer":
         status["loadBalancer"]["ingress"] = [{"ip": f"203.0.113.{number + 1}", "ipMode": "VIP"}]
         spec["loadBalancerSourceRanges"] = draw(st.sampled_from([[], ["192.0.2.0/24"], ["0.0.0.0/0", "10.0.0.0/8"]]))
-    metadata = {"name": f"svc-{number}", "namespace": f"ns-{number % 2}"}
+    metadata = {
+        "name": f"svc-{number}",
+        "namespace": f"ns-{number % 2}",
+        "annotations": draw(balancing) if annotated else {},
+    }
     service = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status}
-    return [service, *(draw(slices(number, ports, ipv6)) for ipv6 in (False, False, True) if draw(st.booleans()))]
+    return [
+        service,
+        *(draw(slices(number, ports, ipv6, annotated)) for ipv6 in (False, False, True) if draw(st.booleans())),
+    ]
 
 
 @st.composite
-def slices(draw: st.DrawFn, number: int, ports: list[Manifest], ipv6: bool) -> Manifest:
+def slices(draw: st.DrawFn, number: int, ports: list[Manifest], ipv6: bool, annotated: bool) -> Manifest:
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -84,6 +104,7 @@ def slices(draw: st.DrawFn, number: int, ports: list[Manifest], ipv6: bool) -> M
             "name": f"svc-{number}-{draw(st.uuids())}",
             "namespace": f"ns-{number % 2}",
             "labels": {"kubernetes.io/service-name": f"svc-{number}"},
+            "annotations": draw(weight) if annotated else {},
         },
         "addressType": "IPv6" if ipv6 else "IPv4",
         "ports": [{"name": one["name"], "protocol": one["protocol"], "port": one["targetPort"]} for one in ports],
@@ -92,9 +113,12 @@ def slices(draw: st.DrawFn, number: int, ports: list[Manifest], ipv6: bool) -> M
 
 
 @st.composite
-def clusters(draw: st.DrawFn) -> list[Manifest]:
-    """Up to five Services with their slices, and perhaps this node's object, in any order."""
-    found = [one for number in range(draw(st.integers(0, 5))) for one in draw(services(number))]
+def clusters(draw: st.DrawFn, annotated: bool = True) -> list[Manifest]:
+    """Up to five Services with their slices, and perhaps this node's object, in any order.
+
+    They may be `annotated` for other balancing than kube-proxy's.
+    """
+    found = [one for number in range(draw(st.integers(0, 5))) for one in draw(services(number, annotated))]
     if draw(st.booleans()):
         found.append(
             {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import kpx
 from kpx.api import Object, parse_object
-from kpx.compiler.fragment import compile_port
+from kpx.compiler.compile import Layout, compile_fragment
 from kpx.compiler.settings import settings_for
 from kpx.family import Family
 from kpx.model.cluster import cluster_of
@@ -67,7 +67,7 @@ def test_every_jump_leads_to_a_chain_that_comes_before(
         assert {target_of(rule) for rules in table.jumps.values() for rule in rules} <= before
 
 
-@given(clusters(), configs, families)
+@given(clusters(annotated=False), configs, families)
 def test_endpoints_of_a_chain_are_equally_likely(manifests: list[Manifest], config: Manifest, family: Family) -> None:
     ruleset = kpx.compile(parsed(manifests), config_of(config), family=family)
     for chain, rules in ruleset.tables["nat"].chains.items():
@@ -103,7 +103,7 @@ def test_a_service_port_compiles_alone_to_what_it_is_in_the_whole(
     cluster = cluster_of(objects, family, "node-0")
     for name, port in cluster.ports.items():
         selection = select(cluster.endpoints.get(name, ()), port, view)
-        fragment = compile_port(port, selection, settings_for(config_of(config), view))
+        fragment = compile_fragment(port, selection, settings_for(config_of(config), view), Layout.TREE)
         for chain, rules in fragment.chains.items():
             assert whole.tables["nat"].chains[chain] == rules
         for entry in fragment.entries:

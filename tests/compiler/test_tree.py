@@ -31,7 +31,7 @@ from tests.compiler.towns import CONFIG, rivals, town
 from tests.kernel import BACKENDS, FAMILIES, Namespace, case_path, needs_kernel
 
 families = st.sampled_from(FAMILIES)
-inputs = st.builds(Input.of, clusters(), configs, families)
+inputs = st.builds(Input.of, clusters(annotated=False), configs, families)
 SHORT = Thresholds(linear=1000, shape=DEFAULT.shape)
 
 Looks = dict[tuple[TableName, str], Look]
