@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from kpx.agent.store import Ports, ServiceKey, Slices, Store
 from kpx.api import KubeProxyConfiguration
+from kpx.compiler.classic import Clashes
 from kpx.compiler.compile import Layout, Target, compile_fragment, join
 from kpx.compiler.fragment import Fragment
 from kpx.compiler.frame import nat_chains
@@ -68,8 +69,9 @@ class Desired:
         self._inputs: dict[ServiceKey, Inputs] = {}
         self._claims = Claims()
         self._endpoint_total = 0
+        self.order_counts = False
         self.settings = self._settings()
-        self._forest = Forest(self.settings)
+        self._forest, self._clashes = Forest(self.settings), Clashes()
         return self.store.keys()
 
     def prepare(self, keys: Iterable[ServiceKey]) -> None:
@@ -87,14 +89,17 @@ class Desired:
         for key in losers:
             self._endpoint_total -= self._count(self._inputs.pop(key))
         self.settings = self._settings()
-        self._forest = Forest(self.settings)
+        self._forest, self._clashes = Forest(self.settings), Clashes()
         return sorted(self._inputs)
 
     def load(self, keys: Iterable[ServiceKey]) -> Iterator[Fragment]:
         """The second pass: compile these Services."""
         for key in keys:
             for fragment in self._compile(self._inputs[key], note=True).values():
-                self._forest.add(fragment)
+                if self.target.layout is Layout.CLASSIC:
+                    self._clashes.update(None, fragment)
+                else:
+                    self._forest.add(fragment)
                 self.service_ports += 1
                 yield fragment
 
@@ -162,12 +167,18 @@ class Desired:
         return [change for key in self._with_rivals(touched) for change in self._recompile(key)]
 
     def edits(self, changes: Iterable[Change]) -> tuple[Edit, ...]:
-        """The second half of `refresh`: what `changes` mean for the kernel."""
+        """The second half of `refresh`: what `changes` mean for the kernel.
+
+        Afterwards `order_counts` tells whether that is not enough, and the whole ruleset has to be compared: in layout
+        `classic`, edits of dispatch chains don't put rules where they belong.
+        """
         merged = _merged(changes)
         return tuple(filter(None, (*own_chain_edits(merged, self.target.family), *self._dispatch_edits(merged))))
 
     def _dispatch_edits(self, changes: list[Change]) -> Iterable[Edit]:
         if self.target.layout is Layout.CLASSIC:
+            clashes = [self._clashes.update(*change) for change in changes]
+            self.order_counts = any(clashes)
             return linear_dispatch_edits(changes)
         return tree_dispatch_edits(self._forest.update(changes), self.target.family)
 

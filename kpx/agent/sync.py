@@ -259,6 +259,8 @@ class FamilySync:
     async def _sync(self, pending: Pending) -> Outcome:
         start = time.monotonic()
         edits = await self._compile(pending.touched) if self.desired.is_loaded else []
+        if self.desired.order_counts and (not pending.full or pending.full in REPAIRS):
+            pending.full = "order"
         if not self.desired.is_loaded or self.desired.settings_changed():
             pending.touched |= self.desired.begin()
             if not pending.full or pending.full in REPAIRS:

@@ -1,5 +1,6 @@
 """Layout `classic`: kube-proxy's, with dispatch chains as long as there are Services."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from kpx.compiler import frame, names
@@ -55,3 +56,42 @@ def _disjoint(entries: Sequence[Entry]) -> bool:
     return len(keys) == len(entries) and not any(
         address and (protocol, port) in any_address for address, protocol, port in keys
     )
+
+
+_Chain = tuple[TableName, str]
+_Group = tuple[TableName, str, str, int]
+"""Table, chain, protocol and port: only entries of one group can match the same packet."""
+
+
+class Clashes:
+    """Where entries of a dispatch chain can match the same packet, kept fragment by fragment.
+
+    In such a chain the order of rules counts, as it does in `join`: it is no longer enough to put new ones in front.
+    """
+
+    def __init__(self) -> None:
+        self._addresses: dict[_Group, Counter[str]] = defaultdict(Counter)
+        self._entries: Counter[_Group] = Counter()
+        self._clashing: dict[_Chain, set[_Group]] = defaultdict(set)
+
+    def update(self, before: Fragment | None, after: Fragment | None) -> bool:
+        """Take over a change of one fragment; whether the order counts, or did, in a chain that changes by it."""
+        old, new = (set(one.entries) if one else set() for one in (before, after))
+        chains = {(entry.table, entry.chain) for entry in old ^ new}
+        counted = any(self._clashing.get(chain) for chain in chains)
+        for entries, difference in ((before.entries if before else (), -1), (after.entries if after else (), 1)):
+            for entry in entries:
+                self._count(entry, difference)
+        return counted or any(self._clashing.get(chain) for chain in chains)
+
+    def _count(self, entry: Entry, difference: int) -> None:
+        group = entry.table, entry.chain, entry.protocol, entry.port
+        addresses = self._addresses[group]
+        addresses[entry.address] += difference
+        self._entries[group] += difference
+        if not addresses[entry.address]:
+            del addresses[entry.address]
+        clashes = self._entries[group] > len(addresses) or ("" in addresses and len(addresses) > 1)
+        (self._clashing[group[:2]].add if clashes else self._clashing[group[:2]].discard)(group)
+        if not addresses:
+            del self._addresses[group], self._entries[group]

@@ -6,6 +6,7 @@ The kernel is taken to hold what the old fragments say; if it doesn't, a command
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from kpx.compiler.dispatch import ChainChange, Look
 from kpx.compiler.tree import Change
@@ -53,8 +54,10 @@ def _look_edit(table: TableName, chain: str, before: Look | None, after: Look | 
         return Edit(table, chain, Step.DELETE, before.rules if before else ())
     if before is None:
         return create(table, chain, after.rules, separable=after.free is not None)
-    if after.free is None:
+    if after.free is None and before.free is None:
         return change_ordered(table, chain, before.rules, after.rules, family)
+    if after.free is None:  # the order begins to count: nobody knows in which one the kernel has the rules
+        return replace(create(table, chain, after.rules), removed=before.rules)
     return change_unordered(table, chain, before.rules, after.rules, after.free, family)
 
 

@@ -1,5 +1,6 @@
 """The incremental path against the whole: after any changes, in any order, both lead to the same kernel."""
 
+import random
 from itertools import islice
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from kpx.reconcile.plan import make_plan
 from kpx.sources.events import Event, Gone, Put
 from tests.apiserver import churn, node_objects
 from tests.apiserver.churn import Change
+from tests.compiler.towns import rivals, town
 from tests.kernel import BACKENDS, FAMILIES, Namespace, needs_kernel
 
 NODE = "node-0"
@@ -92,3 +94,38 @@ def test_edits_lead_the_kernel_to_what_a_fresh_compile_wants(
     whole, problems = compile_sound([store.node, *objects.values()], CONFIG, target)
     assert problems == ()
     assert not make_plan(whole, live)
+
+
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", Layout)
+def test_where_two_rules_match_one_packet_their_order_is_kept(
+    family: Family, layout: Layout, namespace: Namespace
+) -> None:
+    manifests = town(120) + rivals()[1:]
+    for one in manifests:
+        if one["kind"] == "EndpointSlice":  # too many of them, and all rules lose their comments
+            del one["endpoints"][2:]
+    node, *objects = [parse_object(one["kind"], one) for one in manifests]
+    store = Store(NODE)
+    store.take(Put(node))
+    desired, tools = Desired(store, CONFIG, Target(NODE, family, layout)), Tools(Backend.NFT, family)
+    desired.load_all()
+    namespace.restore(Backend.NFT, family, payload_of(make_plan(desired.ruleset(), {}).edits, tools))
+    pick = random.Random(0)
+    pick.shuffle(objects)
+    counted = []
+    for number in range(0, len(objects), 12):
+        touched = {key for one in objects[number : number + 12] for key in store.take(Put(one))}
+        edits = desired.refresh(touched)
+        if desired.order_counts:
+            live = parse_save(namespace.save(Backend.NFT, family))
+            edits = make_plan(desired.ruleset(), live).edits
+        if payload := payload_of(edits, tools):
+            namespace.restore(Backend.NFT, family, payload)
+        assert not make_plan(desired.ruleset(), parse_save(namespace.save(Backend.NFT, family)))
+        counted.append(desired.order_counts)
+    if family is Family.IPV4:
+        assert any(counted) == (layout is Layout.CLASSIC)
+    assert not all(counted)
