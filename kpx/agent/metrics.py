@@ -18,9 +18,10 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    Summary,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.samples import Sample
 
 from kpx.agent.health import API_FAMILY
@@ -49,9 +50,13 @@ class Metrics:
         PlatformCollector(registry=self._registry)
         self._theirs = _KubeProxy(self._registry)
         self._ours = _Kpx(self._registry)
+        self._connections = _Connections()
+        self._registry.register(self._connections)
+        self.expositions = 0
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format, version 0.0.4."""
+        self.expositions += 1
         return generate_latest(_AsGoPrints(self._registry))
 
     def sync_queued(self, family: Family, now: float) -> None:
@@ -137,6 +142,18 @@ class Metrics:
         """So many service ports have rules."""
         self._ours.service_ports.labels(API_FAMILY[family]).set(count)
 
+    def connections(self, labels: tuple[str, ...], new: int) -> None:
+        """So many new connections to a service port: its namespace, Service and port; or to an endpoint of it."""
+        self._connections.add(labels, new)
+
+    def connections_read(self, seconds: float) -> None:
+        """It took so long to read the counters of all rules."""
+        self._ours.connections_read.observe(seconds)
+
+    def forget_connections(self, is_gone: Callable[[tuple[str, ...]], bool]) -> None:
+        """Drop the counts of what is no longer there."""
+        self._connections.forget(is_gone)
+
 
 class _KubeProxy:
     """The metrics that kube-proxy has in iptables mode."""
@@ -201,10 +218,48 @@ class _Kpx:
         self.service_ports = gauge("service_ports", "Service ports with rules", family)
         self.restores = counter("restores", "Runs of iptables-restore", family)
         self.restore_lines = counter("restore_lines", "Lines sent to iptables-restore", family)
+        self.connections_read = Summary(
+            "connections_read_seconds", "Time to read the connections", registry=registry, namespace="kpx"
+        )
         Info("kpx_build", "Version of kpx and of Python", registry=registry).info(
             {"version": __version__, "python": platform.python_version()}
         )
         _start_at_zero(self.restores, self.restore_lines)
+
+
+class _Connections:
+    """Counts by labels, of service ports and of endpoints. There may be 10,000: so they are plain numbers.
+
+    A count shows as 0 once before it shows what it is, so that `increase()` sees the first connections, too.
+    """
+
+    _LABELS = ("namespace", "service", "port", "endpoint")
+    _NAMES: Mapping[int, tuple[str, str]] = {
+        3: ("kpx_service_connections", "New connections to a Service, from this node or through it"),
+        4: ("kpx_endpoint_connections", "New connections to an endpoint of a Service, from this node or through it"),
+    }
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, ...], int] = {}
+        self._shown: set[tuple[str, ...]] = set()
+
+    def add(self, labels: tuple[str, ...], new: int) -> None:
+        self._counts[labels] = self._counts.get(labels, 0) + new
+
+    def forget(self, is_gone: Callable[[tuple[str, ...]], bool]) -> None:
+        for labels in [one for one in self._counts if is_gone(one)]:
+            del self._counts[labels]
+            self._shown.discard(labels)
+
+    def collect(self) -> Iterator[Metric]:
+        families = {
+            size: CounterMetricFamily(name, text, labels=self._LABELS[:size])
+            for size, (name, text) in self._NAMES.items()
+        }
+        for labels, count in self._counts.items():
+            families[len(labels)].add_metric(labels, count if labels in self._shown else 0)
+        self._shown |= self._counts.keys()
+        yield from families.values()
 
 
 def _start_at_zero(*counters: Counter) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ import structlog
 from kpx import api, host
 from kpx.agent import memory
 from kpx.agent.checks import update_checks
+from kpx.agent.connections import Connections, Detail, Wanted
 from kpx.agent.desired import Desired
 from kpx.agent.drift import Children, Drift
 from kpx.agent.dump import write_dump
@@ -47,6 +48,7 @@ class Setup:
     node_name: str
     layout: Layout
     backend: Backend
+    connections: Wanted = field(default_factory=Wanted)
 
 
 class Agent:
@@ -87,9 +89,15 @@ class Agent:
                 tasks.create_task(self.drift.run(self._changed))
                 for proxy in self.proxies:
                     proxy.start(tasks.create_task)
+                if self.setup.connections.detail is not Detail.NONE:
+                    tasks.create_task(self._connections().run())
                 for proxy in self.proxies:
                     await proxy.sync.attempted.wait()
                 memory.settle()
+
+    def _connections(self) -> Connections:
+        syncs = (proxy.sync for proxy in self.proxies)
+        return Connections(syncs, self.metrics, self.setup.connections, self.store.__contains__)
 
     async def once(self) -> None:
         """Bring the kernel up to date once. Raises KpxError if a family can't be."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "Look whether this node is fit for kpx.",
     "render": "Compile manifests to rules.",
     "trace": "Follow a packet through rules: every step, every outcome.",
+    "top": "Count new connections per Service and endpoint, live.",
     "run": "Keep this node's rules equal to the cluster's Services.",
 }
 

@@ -17,6 +17,7 @@ import click
 import structlog
 
 from kpx import host, logs
+from kpx.agent.connections import EVERY, Detail, Wanted
 from kpx.agent.metrics import Metrics
 from kpx.agent.run import Agent, Setup
 from kpx.api import KubeProxyConfiguration
@@ -45,6 +46,7 @@ class _Options:
     node: str | None
     layout: Layout
     backend: str
+    connections: Wanted
 
 
 @click.command()
@@ -60,6 +62,23 @@ class _Options:
 @node_option
 @layout_option
 @backend_option
+@click.option(
+    "--connection-metrics",
+    "connections",
+    type=click.Choice([one.value for one in Detail]),
+    default=Detail.SERVICES.value,
+    show_default=True,
+    help="Count new connections per Service, per endpoint too, or not at all.",
+)
+@click.option(
+    "--connection-metrics-every",
+    "connections_every",
+    type=click.FloatRange(min=0.1),
+    default=EVERY,
+    show_default=True,
+    metavar="SECONDS",
+    help="Read these counters at most so often; more seldom if that would take more than 2 % of the time.",
+)
 @click.option("--once", is_flag=True, help="Bring the kernel up to date once and end.")
 @click.option("--init-only", is_flag=True, help="Set the host's kernel parameters and end.")
 @click.option("--cleanup", is_flag=True, help="Remove every rule of ours and end.")
@@ -70,6 +89,8 @@ def command(
     node: str | None,
     layout: str,
     backend: str,
+    connections: str,
+    connections_every: float,
     once: bool,
     init_only: bool,
     cleanup: bool,
@@ -86,7 +107,15 @@ def command(
     """
     if kubeconfig and manifests:
         raise KpxError("--kubeconfig and --manifests: only one can be followed")
-    options = _Options(config_file, kubeconfig, manifests, node, Layout(layout), backend)
+    options = _Options(
+        config_file,
+        kubeconfig,
+        manifests,
+        node,
+        Layout(layout),
+        backend,
+        Wanted(Detail(connections), connections_every),
+    )
     if cleanup:
         _clean_up(_backend(backend))
         return
@@ -121,7 +150,9 @@ def _configure(config_file: str | None) -> KubeProxyConfiguration:
 @asynccontextmanager
 async def _agent(options: _Options, config: KubeProxyConfiguration, metrics: Metrics) -> AsyncIterator[Agent]:
     """An agent and what it is connected to."""
-    setup = Setup(config, node_name(options.node, config), options.layout, _backend(options.backend))
+    setup = Setup(
+        config, node_name(options.node, config), options.layout, _backend(options.backend), options.connections
+    )
     for warning in host.shortcomings(setup.backend):
         log.warning(warning)
     if options.manifests:

@@ -147,6 +147,37 @@ class Tools:
                 raise KpxError(f"{command[0]}: table {name} holds rules of nft that iptables can't read")
         return text
 
+    def save_lines(self, table: str, niceness: int = 0) -> Iterator[bytes]:
+        """The lines that iptables-save prints of a table, with counters, as they come.
+
+        A legacy table that the kernel doesn't have has none.
+        """
+        if self.backend is Backend.LEGACY and table not in legacy_tables(self.family):
+            return
+        command = [self._binary("-save"), "-c", "-t", table]
+        pipe = subprocess.PIPE
+        with (
+            _start(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process,
+            _killing(process, self.timeout) as killed,
+        ):
+            if niceness:
+                _slow_down(process.pid, niceness)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            try:
+                for line in process.stdout:
+                    if line.startswith(b"# Table `") and b"' is incompatible" in line:
+                        raise KpxError(f"{command[0]}: table {table} holds rules of nft that iptables can't read")
+                    yield line
+            except BaseException:  # who reads may stop early, too
+                process.kill()
+                raise
+            said = process.stderr.read().decode(errors="replace")
+        if killed:
+            raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s")
+        if process.returncode != 0:
+            raise KpxError(f"{' '.join(command)}: {_reason(said)}")
+
     def restore(self, payload: str | Iterable[str]) -> None:
         """Feed a payload to `iptables-restore --noflush`; one in pieces while it is being made, piece by piece.
 

@@ -39,6 +39,9 @@ KPX = {
     "kpx_service_ports": ("gauge", FAMILY),
     "kpx_restores_total": ("counter", FAMILY),
     "kpx_restore_lines_total": ("counter", FAMILY),
+    "kpx_service_connections_total": ("counter", {"namespace", "service", "port"}),
+    "kpx_endpoint_connections_total": ("counter", {"namespace", "service", "port", "endpoint"}),
+    "kpx_connections_read_seconds": ("summary", set()),
     "kpx_build_info": ("gauge", {"version", "python"}),
 }
 PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "python_info"}
@@ -66,6 +69,9 @@ def eventful() -> Metrics:
     metrics.conntrack_deleted(V4, 6, 0.01)
     metrics.conntrack_deleted(V4, 2)
     metrics.service_ports(V6, 17)
+    metrics.connections(("shop", "web", "http"), 3)
+    metrics.connections(("shop", "web", "http", "10.244.0.11:8080"), 3)
+    metrics.connections_read(0.2)
     metrics.probed("healthz", ok=True)
     metrics.probed("healthz", ok=False)
     metrics.probed("livez", ok=True)

@@ -1,0 +1,189 @@
+"""`kpx top`."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kpx.analysis.traffic import SORTS, EndpointTraffic, Reading, ServiceTraffic, Traffic, traffic
+from kpx.cli.inputs import FAMILIES, backend_option, tools_for
+from kpx.cli.output import page, print_json, print_schema
+from kpx.errors import KpxError
+from kpx.netfilter.counters import Counted, parse_counters, read_counters
+from kpx.netfilter.owners import chain_owners
+from kpx.netfilter.save import Saved, SaveError, parse_save
+from kpx.netfilter.tools import Tools, binary
+
+_LINES_AROUND = 5
+"""Lines of the terminal that the table's rows can't have."""
+
+
+def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        print_schema(Traffic)
+        ctx.exit()
+
+
+@click.command()
+@click.option("--sort", type=click.Choice(list(SORTS)), default="rate", show_default=True, help="What comes first.")
+@click.option(
+    "--filter",
+    "wanted",
+    default="*",
+    metavar="TEXT",
+    help="Only service ports and endpoints with this in their name; or a pattern, such as 'shop/*'.",
+)
+@click.option("--endpoints", is_flag=True, help="Show each endpoint below its Service.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between readings."
+)
+@click.option("--once", is_flag=True, help="Print one table, or one JSON document, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line per reading without --once.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@click.option(
+    "--rules",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Only the totals that iptables-save -c wrote to this file.",
+)
+@click.option("--family", type=click.Choice(list(FAMILIES)), default="dual", show_default=True, help="IP family.")
+@backend_option
+def command(
+    sort: str,
+    wanted: str,
+    endpoints: bool,
+    interval: float,
+    once: bool,
+    as_json: bool,
+    rules: Path | None,
+    family: str,
+    backend: str,
+) -> None:
+    """Show how many new connections each Service gets, from the counters of the kernel's rules. Needs root.
+
+    Works on rules of kube-proxy, too, in both backends; nothing is written, and no packet is looked at. A count begins
+    when its rule is written. Ends with Ctrl-C.
+
+    \b
+    Example:
+      kpx top --filter shop/ --endpoints
+      kpx top --once --json --interval 10
+    """
+    view = partial(traffic, sort=sort, wanted=wanted)
+    if rules is not None:
+        found = view(None, _read_dump(rules))
+        _print(found, endpoints, as_json)
+        return
+    readings = _readings(_tools(family, backend), interval)
+    first = next(readings)
+    if once:
+        _print(view(first, next(readings)), endpoints, as_json)
+        return
+    with suppress(KeyboardInterrupt):
+        _follow((view(*pair) for pair in _pairs(first, readings)), endpoints, as_json)
+
+
+def _pairs(before: Reading, readings: Iterator[Reading]) -> Iterator[tuple[Reading, Reading]]:
+    for after in readings:
+        yield before, after
+        before = after
+
+
+def _print(found: Traffic, endpoints: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    with page() as out:
+        out.print(_table(found, endpoints, len(found.services) * 1000))
+
+
+def _follow(views: Iterator[Traffic], endpoints: bool, as_json: bool) -> None:
+    if as_json:
+        for found in views:
+            click.echo(found.model_dump_json())
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        for found in views:
+            live.update(_table(found, endpoints, max(console.height - _LINES_AROUND, 1)), refresh=True)
+
+
+# ---- readings ----
+
+
+def _tools(family: str, backend: str) -> list[Tools]:
+    """iptables of the families asked for; of both, those that are installed, but IPv4 in any case."""
+    found = [tools_for(one, backend) for one in FAMILIES[family]]
+    return [one for one in found if one is found[0] or binary(one.backend, one.family, "-save")]
+
+
+def _readings(tools: Sequence[Tools], interval: float) -> Iterator[Reading]:
+    """A reading at once, and another one every `interval` seconds; more seldom if one takes longer."""
+    owners: dict[str, str] = {}
+    due = time.monotonic()
+    while True:
+        at = time.monotonic()
+        counters = {one.chain: one for some in tools for one in read_counters(some)}
+        if not counters.keys() <= owners.keys():
+            owners = {}
+            for some in tools:
+                owners |= _owners(parse_save(some.save("nat")))
+            owners = dict.fromkeys(counters, "") | owners
+        yield Reading(at, counters, {chain: owner for chain, owner in owners.items() if owner})
+        due = max(due + interval, time.monotonic())
+        time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
+
+
+def _owners(saved: Saved) -> dict[str, str]:
+    return chain_owners({name: one.rules for name, one in saved["nat"].chains.items()}) if "nat" in saved else {}
+
+
+def _read_dump(path: Path) -> Reading:
+    try:
+        data = path.read_bytes()
+        saved = parse_save(data.decode(errors="surrogateescape"))
+    except OSError as error:
+        raise KpxError(f"{path}: {error.strerror}") from error
+    except SaveError as error:
+        raise KpxError(f"{path}: {error}") from error
+    counters: dict[str, Counted] = {one.chain: one for one in parse_counters(data.split(b"\n"))}
+    if not counters and b"-j DNAT" in data:
+        raise KpxError(f"{path}: has no counters: they are in the output of iptables-save -c")
+    return Reading(0.0, counters, _owners(saved))
+
+
+# ---- for people ----
+
+
+def _table(found: Traffic, endpoints: bool, rows: int) -> Group:
+    head = Text.assemble(
+        (f"{len(found.services)} service ports", "bold"),
+        f", {found.connections} connections",
+        f", {found.rate:.1f} new per second" if found.rate is not None else "",
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("Service port" if not endpoints else "Service port, endpoint", overflow="ellipsis", no_wrap=True)
+    table.add_column("Protocol")
+    table.add_column("New/s", justify="right", style="green")
+    table.add_column("Total", justify="right")
+    lines = [line for one in found.services for line in _lines(one, endpoints)]
+    for line in lines[:rows]:
+        table.add_row(*line)
+    left = Text(f"… {len(lines) - rows} more lines", "dim") if len(lines) > rows else Text()
+    return Group(head, Text(), table, left) if len(lines) > rows else Group(head, Text(), table)
+
+
+def _lines(one: ServiceTraffic, endpoints: bool) -> Iterator[tuple[Text, str, str, str]]:
+    yield Text(one.service), one.protocol, *_figures(one)
+    if endpoints:
+        yield from ((Text(f"  {each.endpoint}", "dim"), "", *_figures(each)) for each in one.endpoints)
+
+
+def _figures(one: ServiceTraffic | EndpointTraffic) -> tuple[str, str]:
+    return ("" if one.rate is None else f"{one.rate:.1f}"), str(one.connections)
