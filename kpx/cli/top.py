@@ -163,8 +163,8 @@ def _read_dump(path: Path) -> Reading:
 
 def _table(found: Traffic, endpoints: bool, rows: int) -> Group:
     head = Text.assemble(
-        (f"{len(found.services)} service ports", "bold"),
-        f", {found.connections} connections",
+        (_count(len(found.services), "service port"), "bold"),
+        f", {_count(found.connections, 'connection')}",
         f", {found.rate:.1f} new per second" if found.rate is not None else "",
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -177,6 +177,10 @@ def _table(found: Traffic, endpoints: bool, rows: int) -> Group:
         table.add_row(*line)
     left = Text(f"… {len(lines) - rows} more lines", "dim") if len(lines) > rows else Text()
     return Group(head, Text(), table, left) if len(lines) > rows else Group(head, Text(), table)
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _lines(one: ServiceTraffic, endpoints: bool) -> Iterator[tuple[Text, str, str, str]]:

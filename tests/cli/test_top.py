@@ -136,7 +136,7 @@ def test_the_table_fits_a_terminal_and_can_be_filtered(node: lab.Node, backend: 
     lab.connect(node.client, *WEB, count=3)
     arguments = ("--once", "--interval", "0.1", "--backend", backend, "--endpoints", "--filter", "shop/w*")
     lines = kpx(node, "top", *arguments).stdout.splitlines()
-    assert lines[0].startswith("1 service ports, 3 connections, 0.0 new per second")
+    assert lines[0].startswith("1 service port, 3 connections, 0.0 new per second")
     assert len(lines) == 3 + 1 + len(PODS) * len(PORTS)
     assert max(map(len, lines)) <= 80
 
