@@ -25,6 +25,7 @@ from kpx.netfilter.counters import Counted, read_counters
 log = structlog.get_logger()
 
 EVERY = 15.0
+"""Seconds. For 10,000 Services with 5 endpoints each a reading takes 1.6 s of CPU time on nft, 0.5 s on legacy."""
 SHARE = 0.02
 NICENESS = 5
 """Updates come first."""
