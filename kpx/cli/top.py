@@ -17,7 +17,7 @@ from kpx.cli.inputs import FAMILIES, backend_option, tools_for
 from kpx.cli.output import page, print_json, print_schema
 from kpx.errors import KpxError
 from kpx.netfilter.counters import Counted, parse_counters, read_counters
-from kpx.netfilter.owners import chain_owners
+from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.netfilter.tools import Tools, binary
 
@@ -141,7 +141,10 @@ def _readings(tools: Sequence[Tools], interval: float) -> Iterator[Reading]:
 
 
 def _owners(saved: Saved) -> dict[str, str]:
-    return chain_owners({name: one.rules for name, one in saved["nat"].chains.items()}) if "nat" in saved else {}
+    """The service ports behind chains, by the way there; an endpoint that nothing leads to says it itself."""
+    chains = {name: one.rules for name, one in saved["nat"].chains.items()} if "nat" in saved else {}
+    own = ((name, rule_owner(rule)) for name, rules in chains.items() if is_own_chain(name) for rule in rules)
+    return {name: owner for name, owner in own if owner} | chain_owners(chains)
 
 
 def _read_dump(path: Path) -> Reading:
