@@ -162,11 +162,17 @@ def _by_chain(asked: str, worlds: Sequence[World]) -> _Subject | None:
         for name in world.cluster.ports:
             digest = names.port_hash(name)
             for kind, what in kinds.items():
-                if asked == f"KUBE-{kind}-{digest}" or asked.startswith(f"KPX-{kind}-{digest}-"):
+                if asked == f"KUBE-{kind}-{digest}":
                     return _subject(f"chain {asked}: {what} {name}", {name})
+            if asked.startswith("KPX-") and f"-{digest}-" in asked:
+                return _subject(f"chain {asked}: a group of endpoints of {name}", {name})
             for place in world.cluster.endpoints.get(name, ()):
                 if asked == names.endpoint_chain(name, str(place)):
                     return _subject(f"chain {asked}: endpoint {place} of {name}", {name}, world.family)
+    for world in worlds:
+        for table, chains in world.simulator.tables.items():
+            if asked in chains:
+                return _Subject(f"chain {asked}: {len(chains[asked])} rules in table {table}, no single Service's")
     return None
 
 

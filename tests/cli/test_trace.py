@@ -1,6 +1,7 @@
 """`kpx trace`: what it says of the demo's shop, of dumps, of the kernel; and of bad input."""
 
 import json
+import re
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -68,6 +69,21 @@ def test_a_dump_needs_no_root_and_tells_names_by_itself() -> None:
     assert ends(other) == {"dropped": 1}
     assert other.paths[0].steps[-1].chain == "KUBE-PROXY-FIREWALL"
     assert "shop/web:https" in {step.target_name for step in other.paths[0].steps}
+
+
+def test_manifests_tell_names_that_a_dump_does_not(tmp_path: Path) -> None:
+    save = tmp_path / "bare.save"
+    text = run("render", *SHOP).stdout
+    save.write_text(
+        re.sub(r'-m comment --comment "[^"]*" ', "", re.sub(r"^-I (\S+) \d+ ", r"-A \1 ", text, flags=re.M))
+    )
+    flow = ("tcp 10.244.1.5 -> 10.96.0.10:80", "--rules", str(save))
+    for found, names in (
+        (traced(*flow), {None, "endpoint -> 10.244.0.11:8080"}),
+        (traced(*flow, *SHOP), {None, "shop/front-end:http", "shop/front-end:http -> 10.244.0.11:8080"}),
+    ):
+        (path,) = [one for one in found.paths if one.outcome.destination == "10.244.0.11:8080"]
+        assert {step.chain_name for step in path.steps} == names
 
 
 def test_who_went_there_before() -> None:

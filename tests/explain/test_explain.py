@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kpx
+from kpx import Layout
 from kpx.api import parse_object
 from kpx.compiler.names import endpoint_chain, port_hash
 from kpx.explain.report import EndpointReport, Explanation, ServicePortReport, WayReport
@@ -27,7 +28,7 @@ from kpx.reconcile.plan import make_plan
 from tests.cli.inprocess import Done, run
 from tests.compiler.clusters import clusters
 from tests.explain.broken import BROKEN, CONFIG, NODE_PORT, PODS, Broken, endpoint, slices, web
-from tests.kernel import case_path
+from tests.kernel import Namespace, case_path, needs_kernel
 from tests.manifests import Manifest, endpoint_slice, node, service, write
 
 WEB = ServicePortName("shop", "web", "http", "tcp")
@@ -242,6 +243,19 @@ def test_ways_to_ask(asked: str, about: str, tmp_path: Path) -> None:
     assert [port.name for port in found.ports] == ["shop/web:http"]
 
 
+def test_chains_of_the_layout_tree(tmp_path: Path) -> None:
+    many = [f"10.244.1.{number}" for number in range(1, 60)]
+    objects = [node(), web(sessionAffinity="ClientIP"), slices(*many)]
+    ruleset = kpx.compile([parse_object(one["kind"], one) for one in objects], node_name="node-0", layout=Layout.TREE)
+    groups = [chain for chain in ruleset.tables["nat"].chains if chain.startswith(("KPX-SVC-", "KPX-AFC-"))]
+    assert groups
+    for chain in groups[:3]:
+        found = explained(tmp_path, chain, objects, None, "--layout", "tree")
+        assert found.about == f"chain {chain}: a group of endpoints of shop/web:http"
+    shared = explained(tmp_path, "KUBE-MARK-MASQ", objects)
+    assert (shared.about, shared.ports) == ("chain KUBE-MARK-MASQ: 1 rules in table nat, no single Service's", [])
+
+
 def test_an_ipv6_service(tmp_path: Path) -> None:
     both = web(clusterIPs=["10.96.0.10", "fd00:96::10"])
     six = endpoint_slice("web", ["fd00:244::11"]) | {"metadata": slices()["metadata"] | {"name": "web-six"}}
@@ -301,6 +315,27 @@ def test_causes_in_a_dump() -> None:
     cut = run("explain", "shop/web", "--rules", "-", "--json", stdin="\n".join(lines).encode())
     codes = {one.code for one in Explanation.model_validate_json(cut.stdout).every_finding}
     assert {"not-connected", "unknown-host"} <= codes
+
+
+# -- the kernel's rules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.kernel
+@needs_kernel
+def test_rules_in_the_kernel_that_somebody_changed(namespace: Namespace, tmp_path: Path) -> None:
+    path = str(write(tmp_path / "objects.json", [node(), web(), slices()]))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    given = ("-f", path, "--config", str(tmp_path / "config.json"), "--backend", "nft")
+    namespace.kpx("apply", *given)
+    namespace.run(["iptables-nft", "-t", "nat", "-D", f"KUBE-SVC-{port_hash(WEB)}", "2"])
+    done = namespace.kpx("explain", "shop/web", *given, "--live", "--family", "ipv4", "--json")
+    (port,) = Explanation.model_validate_json(done.stdout).ports
+    (differs,) = [one for one in port.findings if one.code == "rules-differ"]
+    assert "missing in nat" in differs.what
+    (way,) = port.ways
+    assert all(len(use.outcomes) == 2 for use in way.uses)
+    (packets,) = [one for one in port.findings if one.code == "packets-differ" and "from pods" in one.what]
+    assert "sent to 10.244.1.12:8080, 10.244.2.13:8080;" in packets.what
 
 
 # -- bad input -----------------------------------------------------------------------------------------
