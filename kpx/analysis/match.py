@@ -524,6 +524,8 @@ def _statistic(match: Match) -> Condition:
     with suppress(ValueError):
         if mode == ("random",) and "--probability" in options:
             (value,), negated = options["--probability"].values, options["--probability"].negated
+            if not 0 <= float(value) <= 1:
+                return _unknown
             probability = Fraction(round(float(value) * 2**31), 2**31)
             return Chance(1 - probability if negated else probability)
         if mode == ("nth",) and "--every" in options:
