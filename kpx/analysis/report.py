@@ -171,7 +171,7 @@ def _names(path: Path, name_of: NameOf) -> Mapping[str, str]:
             owners[target] = owner
             names.setdefault(target, owner)
         if target == "DNAT" and "-SEP-" in step.chain and " -> " not in names.get(step.chain, ""):
-            to = rule.target_options[-1].values[-1:]
+            to = next((one.values for one in rule.target_options if one.name == "--to-destination"), ())
             names[step.chain] = " -> ".join((names.get(step.chain) or owner or "endpoint", *to))
     return names
 

@@ -98,8 +98,10 @@ def agrees(node: lab.Node, flow: Flow, outcome: Outcome, seen: Seen) -> bool:
         case Fate.UNTOUCHED:
             if is_pod(node, flow):
                 return seen == (lab.Outcome.ANSWERED, place(flow.address, flow.port), False)
-            own = flow.address in HOST or flow.address == "127.0.0.1"  # where nobody listens
-            return seen.outcome is (lab.Outcome.REFUSED if own else lab.Outcome.TIMED_OUT)
+            # The host that has the address says that nobody listens there; else nobody says anything.
+            hosts = [f"{one}/{32 if '.' in one else 128}" for one in (*HOST, "127.0.0.1")]
+            somebody = any(contains(one, flow.address) for one in (*hosts, *CLIENT_NETWORKS))
+            return seen.outcome is (lab.Outcome.REFUSED if somebody else lab.Outcome.TIMED_OUT)
         case Fate.REJECTED:
             return seen.outcome is lab.Outcome.REFUSED
         case Fate.DROPPED:
