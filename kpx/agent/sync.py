@@ -293,17 +293,17 @@ class FamilySync:
         self.last_payload = text
         if self._look:
             self._look.changed.update((edit.table, edit.chain) for edit in edits)
-        await self._restore(text)
+        seconds = await self._restore(text)
         for edit in edits:
             self._rules[edit.table] += len(edit.added) - len(edit.removed)
-        return Outcome(1, text.count("\n"), Plan(tuple(edits)))
+        return Outcome(1, text.count("\n"), Plan(tuple(edits)), seconds=seconds)
 
-    async def _restore(self, text: str) -> None:
-        start = time.monotonic()
-        await asyncio.to_thread(self.tools.restore, text)
+    async def _restore(self, text: str) -> float:
+        """Seconds that the tool and the kernel took."""
+        seconds = await asyncio.to_thread(_timed, self.tools.restore, text)
         if self.adaptive:
-            now = time.monotonic()
-            self.throttle.adapt(self._min_period, now - start, now)
+            self.throttle.adapt(self._min_period, seconds, time.monotonic())
+        return seconds
 
     async def _compare(self, reason: str, edits: list[Edit]) -> Outcome:
         """Bring the kernel to what is desired, whatever it holds."""
@@ -457,9 +457,16 @@ class FamilySync:
             services=len(pending.touched),
             lines=outcome.lines,
             compile_ms=round((compiled - start) * 1000, 1),
+            restore_ms=round(outcome.seconds * 1000, 1) if outcome.seconds else None,
             total_ms=round((now - start) * 1000, 1),
         )
 
 
 def _chunks(keys: Sequence[ServiceKey]) -> Iterator[Sequence[ServiceKey]]:
     return (keys[at : at + CHUNK] for at in range(0, len(keys), CHUNK))
+
+
+def _timed(run: Callable[[str], None], text: str) -> float:
+    start = time.monotonic()
+    run(text)
+    return time.monotonic() - start

@@ -21,9 +21,9 @@ class Outcome:
     """What an apply did.
 
     `restores` counts runs of `iptables-restore`, `lines` what they were sent, `plan` is what had to change, besides
-    `ahead` new rules of the nat table that were written before there was a plan.
-    `held` names stale chains that had to stay, `failed` the service ports that keep their old rules, with the
-    reason.
+    `ahead` new rules of the nat table that were written before there was a plan. `seconds` is what the restore took
+    if there was no need to compare, else 0. `held` names stale chains that had to stay, `failed` the service ports
+    that keep their old rules, with the reason.
     """
 
     restores: int = 0
@@ -32,6 +32,7 @@ class Outcome:
     held: tuple[tuple[TableName, str], ...] = ()
     failed: Mapping[str, KpxError] = field(default_factory=dict)
     ahead: int = 0
+    seconds: float = 0.0
 
 
 def read_live(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 0) -> Saved:

@@ -1,81 +1,139 @@
-"""`make bench`: figures for the README. Takes minutes; everything runs in throwaway namespaces."""
+"""`make bench`: figures of kpx, and of the same work in kube-proxy's shape. Everything runs in throwaway namespaces."""
 
 import json
-import sys
+import os
+import platform
 import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from kpx.netfilter.tools import Backend
-from tests.bench import clusters, measure
-from tests.kernel import Namespace
+from kpx.family import Family
+from kpx.netfilter.tools import Backend, Tools
+from tests.bench import agent, connect, peer
+from tests.bench.towns import Town
+
+RESULTS = Path("build/bench/results.json")
+LARGE = 20_000
+"""From so many Services on there are fewer changes: each takes a second of the kernel."""
+
+Record = dict[str, Any]
 
 
-class Bench:
-    """One cluster size; `row` collects figures."""
+def measure(town: Town, backend: Backend, plan: agent.Plan, cap: float) -> Record:
+    """Everything of one town on one backend."""
+    with tempfile.TemporaryDirectory(prefix="kpx-bench-") as folder:
+        figures = agent.measure(town, backend, plan, Path(folder))
+    return {
+        "town": str(town),
+        "services": town.services,
+        "endpoints": town.endpoints,
+        "backend": backend,
+        "kpx": asdict(figures),
+        "quantiles": {
+            name: {str(percent): figures.changes.quantile(values, percent) for percent in (50, 99)}
+            for name, values in asdict(figures.changes).items()
+        },
+        "peer": asdict(peer.measure(town, backend, cap)),
+    }
 
-    def __init__(self, folder: Path, services: int, endpoints: int) -> None:
-        self.folder, self.services, self.endpoints = folder, services, endpoints
-        self.table = Table(title=f"{services} Services × {endpoints} endpoints")
-        for column, side in (("what", "left"), ("nft", "right"), ("legacy", "right")):
-            self.table.add_column(column, justify="right" if side == "right" else "left")
-        self.dump = folder / "cluster.json"
-        self.dump.write_text(clusters.dump(services, endpoints))
-        self.changed = folder / "changed.json"
-        self.changed.write_text(self._one_endpoint_moved())
-        self.config = folder / "config.yaml"
-        self.config.write_text(clusters.CONFIG)
 
-    def _one_endpoint_moved(self) -> str:
-        items = list(clusters.objects(self.services, self.endpoints))
-        items[1]["endpoints"][0]["addresses"] = ["10.255.255.254"]
-        return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+def cells(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The rows of a town: what, and how much."""
+    kpx, times, other = record["kpx"], record["quantiles"], record["peer"]
+    cold, again = kpx["cold"], kpx["restart"]
+    yield "start of the process → all rules in the kernel", f"{cold['done']:.1f} s"
+    yield "  imports, credentials", f"{cold['imported']:.1f} s"
+    yield "  list, parse", f"{cold['listed'] - cold['imported']:.1f} s"
+    yield "  compile and load, side by side", f"{cold['done'] - cold['listed']:.1f} s"
+    yield "  CPU of kpx / of iptables", f"{cold['own']:.1f} / {cold['tools']:.1f} s"
+    yield "  lines sent", f"{cold['lines']:,}"
+    yield "  one transaction in kube-proxy's shape", _load(other, cold["done"] - cold["listed"])
+    yield "restart, nothing changed", f"{again['done']:.1f} s, {again['restores']:.0f} restores"
+    yield "rules, chains", f"{kpx['rules']:,}, {kpx['chains']:,}"
+    yield "RSS, steady / at most", f"{kpx['memory']:.0f} / {cold['peak']:.0f} MB"
+    yield "  largest iptables process", f"{cold['tools_peak']:.0f} MB"
+    latency, own = times["latencies"], times["own"]
+    yield "one endpoint changed → in the kernel, p50 / p99", f"{_ms(latency['50'])} / {_ms(latency['99'])} ms"
+    yield "  of which kpx, p50 / p99", f"{_ms(own['50'])} / {_ms(own['99'])} ms"
+    yield "  of which iptables and the kernel, p50", f"{_ms(times['restores']['50'])} ms"
+    yield "  in kube-proxy's shape (its tool and kernel only)", _times(other["update"], latency["50"])
+    slow, fast = kpx["slow_churn"], kpx["churn"]
+    yield "CPU at 10 changes a second (kpx + iptables)", f"{slow['own']:.2f} + {slow['tools']:.2f}"
+    if fast:
+        yield f"1 % churn: {fast['wanted']:.0f} changes a second", f"{fast['own']:.2f} + {fast['tools']:.2f} CPU"
+        yield "  last change in the kernel after", f"{fast['settled']:.1f} s, {fast['memory']:.0f} MB"
+    yield "CPU while nothing changes", f"{kpx['idle']:.2%}"
 
-    def arguments(self, dump: Path) -> tuple[str, ...]:
-        return ("-f", str(dump), "--config", str(self.config))
 
-    def render(self) -> None:
-        size = self.dump.stat().st_size / 1e6
-        self.table.add_row(f"compile alone (objects in memory → ruleset), {size:.0f} MB of JSON", self._compile(), "")
-        with Namespace() as namespace:
-            runs = [measure.kpx(namespace, "render", *self.arguments(self.dump)) for _ in range(3)]
-        best = sorted(runs, key=lambda run: run.seconds)[1]
-        self.table.add_row("kpx render, whole process", f"{best.seconds:.2f} s, {best.megabytes:.0f} MB", "")
+def _load(other: Mapping[str, Any], seconds: float) -> str:
+    if other["load"] is None:
+        return f"over {other['cap']:.0f} s (stopped): > {other['cap'] / seconds:.0f} ×"
+    return _times(other["load"], seconds)
 
-    def _compile(self) -> str:
-        run = measure.command([sys.executable, "-m", "tests.bench.compile_alone", *self.arguments(self.dump)[1::2]])
-        return run.stdout.strip()
 
-    def apply(self) -> None:
-        steps = (
-            ("kpx apply to an empty namespace", self.dump),
-            ("kpx apply again: nothing written", self.dump),
-            ("kpx apply with one endpoint moved", self.changed),
-        )
-        with Namespace() as nft, Namespace() as legacy:
-            for label, dump in steps:
-                cells = []
-                for backend, namespace in ((Backend.NFT, nft), (Backend.LEGACY, legacy)):
-                    run = measure.kpx(
-                        namespace, "apply", *self.arguments(dump), "--backend", backend, "--format", "json"
-                    )
-                    cells.append(f"{run.seconds:.2f} s, {json.loads(run.stdout)['lines']} lines")
-                self.table.add_row(label, *cells)
+def _times(theirs: float, ours: float) -> str:
+    return f"{theirs:.2f} s: {theirs / ours:.1f} ×"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f}" if seconds < 0.1 else f"{seconds * 1000:.0f}"
+
+
+def table(backend: Backend, records: list[Record]) -> Table:
+    """One column for each town."""
+    made = Table(title=f"Services x endpoints, backend {backend}")
+    made.add_column("")
+    columns = [dict(cells(record)) for record in records]
+    for record in records:
+        made.add_column(record["town"], justify="right")
+    # Churn has a row for each rate: it is a percentage of the Services.
+    for what in dict.fromkeys(what for column in columns for what in column):
+        made.add_row(what, *(column.get(what, "") for column in columns))
+    return made
 
 
 @click.command()
-@click.option("--services", default=10_000, show_default=True)
-@click.option("--endpoints", default=5, show_default=True)
-def main(services: int, endpoints: int) -> None:
-    """Measure kpx on a generated cluster."""
-    with tempfile.TemporaryDirectory(prefix="kpx-bench-") as folder:
-        bench = Bench(Path(folder), services, endpoints)
-        bench.render()
-        bench.apply()
-        Console(width=110).print(bench.table)
+@click.option("--sizes", default="1k,10k,50kx2,1x5000", show_default=True, help="Services, or Services x endpoints.")
+@click.option("--backend", type=click.Choice([one.value for one in Backend]), multiple=True, help="[default: nft]")
+@click.option("--changes", default=60, show_default=True, help="Single changes, one after the other.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long to let 1 % of the Services change a second.")
+@click.option("--cap", default=60.0, show_default=True, help="Seconds after which kube-proxy's transaction is stopped.")
+@click.option("--connect/--no-connect", "connects", default=True, show_default=True, help="Measure connect(), too.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(
+    sizes: str, backend: tuple[str, ...], changes: int, seconds: float, cap: float, connects: bool, results: Path
+) -> None:
+    """Measure kpx on generated clusters. 10,000 Services take four minutes, everything a quarter of an hour."""
+    console = Console(width=120)
+    found: Record = {"machine": machine(), "towns": [], "connect": []}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    for one in [Backend(name) for name in backend] or [Backend.NFT]:
+        records = []
+        for town in map(Town.of, sizes.split(",")):
+            few = town.services >= LARGE
+            plan = agent.Plan(min(changes, 20) if few else changes, 1.1, seconds / 2, seconds)
+            records.append(measure(town, one, plan, cap))
+            found["towns"].append(records[-1])
+            results.write_text(json.dumps(found, indent=1))
+        console.print(table(one, records))
+        if connects:
+            rows = connect.rows(one)
+            found["connect"] += [{"backend": one, **asdict(row)} for row in rows]
+            results.write_text(json.dumps(found, indent=1))
+            console.print(connect.table(one, rows))
+    console.print(f"{found['machine']}; written to {results}")
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    version = Tools(Backend.NFT, Family.IPV4).version()
+    return f"{os.cpu_count()} cores, Linux {platform.release()}, iptables {version}, Python {platform.python_version()}"
 
 
 main()

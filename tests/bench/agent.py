@@ -1,4 +1,4 @@
-"""`python -m tests.bench.agent`: how soon a change is in the kernel, and what the agent costs meanwhile.
+"""The agent against a test API server in a process of its own: start, restart, changes, churn, and what it costs.
 
 A change is one endpoint that joins a Service. Its time runs from the moment in which the API server is told until the
 kernel has committed the transaction with the endpoint's rules.
@@ -6,26 +6,23 @@ kernel has committed the transaction with the endpoint's rules.
 
 import os
 import statistics
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import click
-from rich.console import Console
-from rich.table import Table
-
-from kpx.compiler.names import endpoint_chain
+from kpx.compiler.compile import Layout
 from kpx.family import Family
-from kpx.model.service import ServicePortName
 from kpx.netfilter.legacy_monitor import legacy_fingerprint
 from kpx.netfilter.netlink import HEADER, NETLINK_NETFILTER, Netlink
 from kpx.netfilter.tools import Backend
-from tests.agent.harness import NODE, AgentProcess, wait_until_converged
+from tests.agent.harness import NODE, AgentProcess, save
 from tests.apiserver import ApiServerProcess
-from tests.bench import clusters
+from tests.bench.towns import Town
 from tests.lab import Namespace
 from tests.manifests import node
 
@@ -83,134 +80,215 @@ class LegacyClock:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What one backend came to: seconds, shares of a CPU, megabytes."""
+class Start:
+    """Seconds since the process was started: imports done, everything listed and parsed, all rules in the kernel.
 
-    first_load: float
-    latencies: Sequence[float]
-    idle: float
-    memory: float
-    memory_after: float
+    `own` and `tools` are seconds of CPU of kpx and of the iptables processes, `peak` MB of kpx alone, `tools_peak` of
+    the largest of those processes.
+    """
+
+    imported: float
+    listed: float
+    done: float
+    own: float
+    tools: float
     peak: float
-
-    def cells(self) -> Iterator[str]:
-        """The column of the table."""
-        ordered = [one * 1000 for one in sorted(self.latencies)]
-        quantiles = statistics.quantiles(ordered, n=100, method="inclusive")
-        yield f"{self.first_load:.1f} s"
-        yield f"{quantiles[49]:.0f} ms"
-        yield f"{quantiles[89]:.0f} ms"
-        yield f"{quantiles[98]:.0f} ms"
-        yield f"{ordered[-1]:.0f} ms"
-        yield f"{self.idle:.2%}"
-        yield f"{self.memory:.0f} MB"
-        yield f"{self.memory_after:.0f} MB"
-        yield f"{self.peak:.0f} MB"
+    tools_peak: float
+    lines: int
+    restores: float
 
 
-LABELS = (
-    "start of the process to all rules in the kernel",
-    "one endpoint joins → its rules in the kernel, p50",
-    "p90",
-    "p99",
-    "at most",
-    "CPU while nothing changes (with children)",
-    "memory (RSS) after the first load",
-    "memory (RSS) after the changes",
-    "memory (RSS) at most",
-)
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Seconds until each change was in the kernel, and of that what kpx took itself from the sync's start on."""
+
+    latencies: Sequence[float]
+    own: Sequence[float]
+    restores: Sequence[float]
+
+    def quantile(self, values: Sequence[float], percent: int) -> float:
+        """Of one of the lists."""
+        return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """Many changes a second: as many as were wanted and as there were, shares of one CPU (kpx, tools), MB, seconds."""
+
+    wanted: float
+    rate: float
+    own: float
+    tools: float
+    memory: float
+    settled: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one town came to on one backend. `memory` is RSS in MB, a while after the start."""
+
+    cold: Start
+    restart: Start
+    memory: float
+    rules: int
+    chains: int
+    changes: Changes
+    slow_churn: Churn
+    churn: Churn | None
+    idle: float
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of what."""
+    """How much of what: single changes and the seconds between them, and the seconds of each kind of churn."""
 
-    services: int
-    endpoints: int
-    changes: int
-    pause: float
-    idle: float
+    changes: int = 60
+    pause: float = 1.1
+    seconds: float = 30.0
+    churn_seconds: float = 60.0
+    config: dict[str, Any] = field(default_factory=dict)
 
 
-def bench(backend: Backend, plan: Plan, folder: Path) -> Figures:
-    """Run an agent on a cluster and change it."""
+def measure(town: Town, backend: Backend, plan: Plan, folder: Path) -> Figures:
+    """Run an agent on a town and change it."""
     with Namespace() as namespace:
         namespace.ip("link set lo up")
         with ApiServerProcess(prefix=["nsenter", f"--net={namespace.path}"]) as server:
-            server.put_all([node(NODE), *clusters.objects(plan.services, plan.endpoints)])
+            server.put_all([node(NODE), *town.objects()])
             # kube-proxy's own defaults, with minSyncPeriod of a second.
-            agent = AgentProcess(namespace, folder, server, backend=backend, config={"iptables": {}})
-            start = time.monotonic()
-            with agent:
-                agent.wait_for_log("synced", 2, timeout=120)
-                first = time.monotonic() - start
-                wait_until_converged(agent, server, 60)
-                time.sleep(3)
-                memory = status(agent.pid, "VmRSS")
-                latencies = list(change(namespace, server, backend, plan))
-                time.sleep(3)
-                idle = cpu_share(agent.pid, plan.idle)
-                after, peak = status(agent.pid, "VmRSS"), status(agent.pid, "VmHWM")
-                agent.stop()
-                return Figures(first, latencies, idle, memory, after, peak)
+            agent = AgentProcess(
+                namespace, folder, server, backend=backend, layout=Layout.TREE, config={"iptables": plan.config}
+            )
+            cold = start(agent)
+            time.sleep(5)
+            memory = status(agent.pid, "VmRSS")
+            text = save(namespace, backend, Family.IPV4)
+            numbers = _Numbers(town)
+            changes = change(agent, server, numbers, plan)
+            idle = share(agent.pid, 10)
+            slow = churn(agent, server, numbers, 10, plan.seconds)
+            fast = (
+                churn(agent, server, numbers, town.services / 100, plan.churn_seconds) if town.services > 100 else None
+            )
+            agent.stop(60)
+            restart = start(agent)
+            agent.stop(60)
+            rules, chains = text.count("\n-A "), text.count("\n:")
+            return Figures(cold, restart, memory, rules, chains, changes, slow, fast, sum(idle))
 
 
-def change(namespace: Namespace, server: ApiServerProcess, backend: Backend, plan: Plan) -> Iterator[float]:
-    """Let an endpoint join one Service after the other; the seconds that each took."""
-    clock: Clock = NftClock(namespace) if backend is Backend.NFT else LegacyClock(namespace)
-    for number in range(plan.changes):
-        which = number * 7 % plan.services
-        piece = clusters.endpoint_slice(which, plan.endpoints)
-        address = f"10.200.{number >> 8}.{number & 255}"
-        joined: dict[str, Any] = {**piece["endpoints"][0], "addresses": [address]}
-        piece["endpoints"].append(joined)
-        name = ServicePortName(piece["metadata"]["namespace"], f"svc-{which:05}", "http", "tcp")
-        start = time.monotonic()
+class _Numbers:
+    """Changes of a town, each another one."""
+
+    def __init__(self, town: Town) -> None:
+        self._town, self._number = town, 0
+
+    def next(self) -> tuple[dict[str, Any], str]:
+        self._number += 1
+        return self._town.joined(self._number)
+
+
+def start(agent: AgentProcess) -> Start:
+    """Start the agent and wait until IPv4 is in the kernel."""
+    before = time.time()
+    agent.start()
+    with _largest_child(agent.pid) as largest:
+        for _ in agent.patiently(400, "all rules", pause=0.02):
+            synced = [one for one in agent.log("synced") if one["family"] == "ipv4"]
+            if synced:
+                break
+    (imported,), (listed,) = agent.log("started"), agent.log("caches complete")
+    own, tools = _cpu_seconds(agent.pid)
+    return Start(
+        _when(imported) - before,
+        _when(listed) - before,
+        _when(synced[0]) - before,
+        own,
+        tools,
+        status(agent.pid, "VmHWM"),
+        largest[0],
+        synced[0]["lines"],
+        agent.total("kpx_restores_total"),
+    )
+
+
+def _when(entry: dict[str, Any]) -> float:
+    return datetime.fromisoformat(entry["timestamp"]).timestamp()
+
+
+@contextmanager
+def _largest_child(pid: int) -> Iterator[list[float]]:
+    """The RSS in MB of the largest child of a process so far."""
+    largest, ended = [0.0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                with suppress(OSError, StopIteration):
+                    largest[0] = max(largest[0], *(status(int(one), "VmRSS") for one in task.read_text().split()), 0.0)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield largest
+    finally:
+        ended.set()
+        thread.join()
+
+
+def change(agent: AgentProcess, server: ApiServerProcess, numbers: _Numbers, plan: Plan) -> Changes:
+    """Let an endpoint join one Service after the other."""
+    clock: Clock = NftClock(agent.namespace) if agent.backend is Backend.NFT else LegacyClock(agent.namespace)
+    known = len(agent.log("synced"))
+    latencies = []
+    for _ in range(plan.changes):
+        piece, chain = numbers.next()
+        begin = time.monotonic()
         server.put(piece)
-        yield clock.wait(endpoint_chain(name, f"{address}:8080")) - start
+        latencies.append(clock.wait(chain) - begin)
         time.sleep(plan.pause)
+    syncs = [one for one in agent.log("synced")[known:] if one["lines"] and one.get("restore_ms")]
+    own = [(one["total_ms"] - one["restore_ms"]) / 1000 for one in syncs]
+    return Changes(latencies, own, [one["restore_ms"] / 1000 for one in syncs])
 
 
-def status(pid: int, field: str) -> float:
+def churn(agent: AgentProcess, server: ApiServerProcess, numbers: _Numbers, rate: float, seconds: float) -> Churn:
+    """Let endpoints join at a rate for some seconds."""
+    before, begin, count = _cpu_seconds(agent.pid), time.monotonic(), 0
+    while (passed := time.monotonic() - begin) < seconds:
+        if count < passed * rate:
+            server.put(numbers.next()[0])
+            count += 1
+        else:
+            time.sleep(0.001)
+    own, tools = (now - then for now, then in zip(_cpu_seconds(agent.pid), before, strict=True))
+    real = count / passed
+    piece, chain = numbers.next()
+    end = time.monotonic()
+    server.put(piece)
+    for _ in agent.patiently(120, "the last change", pause=0.05):
+        if f":{chain} " in save(agent.namespace, agent.backend, Family.IPV4):
+            break
+    settled = time.monotonic() - end
+    return Churn(rate, real, own / passed, tools / passed, status(agent.pid, "VmRSS"), settled)
+
+
+def status(pid: int, name: str) -> float:
     """A size from a process' status, in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(f"{field}:"))
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(f"{name}:"))
 
 
-def cpu_share(pid: int, seconds: float) -> float:
-    """The share of one CPU that a process and its ended children take."""
-    before, start = _cpu_seconds(pid), time.monotonic()
+def share(pid: int, seconds: float) -> tuple[float, float]:
+    """The shares of one CPU that a process and its ended children take."""
+    before, begin = _cpu_seconds(pid), time.monotonic()
     time.sleep(seconds)
-    return (_cpu_seconds(pid) - before) / (time.monotonic() - start)
+    passed = time.monotonic() - begin
+    own, tools = (now - then for now, then in zip(_cpu_seconds(pid), before, strict=True))
+    return own / passed, tools / passed
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / _TICKS
-
-
-@click.command()
-@click.option("--services", default=1000, show_default=True)
-@click.option("--endpoints", default=5, show_default=True)
-@click.option("--changes", default=200, show_default=True)
-@click.option("--pause", default=1.1, show_default=True, help="Seconds between changes; minSyncPeriod is 1 s.")
-@click.option("--idle", default=30.0, show_default=True, help="Seconds to measure idle CPU over.")
-@click.option("--backend", type=click.Choice([one.value for one in Backend]), multiple=True, help="[default: both]")
-def main(services: int, endpoints: int, changes: int, pause: float, idle: float, backend: tuple[str, ...]) -> None:
-    """Measure the agent on a generated cluster."""
-    backends = [Backend(one) for one in backend] or list(Backend)
-    plan = Plan(services, endpoints, changes, pause, idle)
-    table = Table(title=f"{services} Services × {endpoints} endpoints, {changes} changes")
-    table.add_column("what")
-    columns = []
-    for one in backends:
-        table.add_column(one.value, justify="right")
-        with tempfile.TemporaryDirectory(prefix="kpx-bench-") as folder:
-            columns.append(list(bench(one, plan, Path(folder)).cells()))
-    for label, *cells in zip(LABELS, *columns, strict=True):
-        table.add_row(label, *cells)
-    Console(width=110).print(table)
-
-
-if __name__ == "__main__":
-    main()
+def _cpu_seconds(pid: int) -> tuple[float, float]:
+    """Of a process, and of its ended children."""
+    numbers = [int(one) for one in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
+    return sum(numbers[:2]) / _TICKS, sum(numbers[2:]) / _TICKS
