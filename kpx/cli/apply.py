@@ -2,15 +2,20 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn
+from rich.progress import Progress as Bar
 
 from kpx import host
 from kpx.cli.inputs import FAMILIES, backend_option, object_options, read_inputs, tools_for
 from kpx.family import Family
 from kpx.netfilter.tools import Tools
-from kpx.reconcile.apply import Outcome, apply, payload_of, read_live
+from kpx.reconcile.apply import Outcome, Progress, apply, payload_of, read_live
 from kpx.reconcile.plan import make_plan
 
 log = structlog.get_logger()
@@ -51,12 +56,27 @@ def command(
             click.echo(payload_of(edits, tools), nl=False)
             continue
         start = time.monotonic()
-        outcome = apply(ruleset, tools)
+        with _bar(one) as progress:
+            outcome = apply(ruleset, tools, progress)
         _report(one, tools, outcome, time.monotonic() - start, form)
         refused = refused or bool(outcome.failed)
     if refused:
         raise SystemExit(2)
     compiled.exit_if_incomplete()
+
+
+@contextmanager
+def _bar(family: Family) -> Iterator[Progress]:
+    """A bar on standard error while chains are written, if that is a terminal."""
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{family}: chains", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield progress
 
 
 def _report(family: Family, tools: Tools, outcome: Outcome, seconds: float, form: str) -> None:

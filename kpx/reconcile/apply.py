@@ -1,12 +1,12 @@
 """Bring the kernel to the desired ruleset: read, plan, restore. The reconciler's rim."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kpx.errors import KpxError
 from kpx.netfilter import legacy
 from kpx.netfilter.names import ours
-from kpx.netfilter.restore import payload
+from kpx.netfilter.restore import Transaction, payload
 from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
 from kpx.netfilter.save import Saved, SavedChain, SavedTable, scan_save
 from kpx.netfilter.tools import Backend, RestoreError, Tools
@@ -60,13 +60,17 @@ def _clear_tables(tools: Tools) -> Iterator[tuple[str, SavedTable]]:
             yield name, SavedTable(chains)
 
 
-def apply(desired: Ruleset, tools: Tools) -> Outcome:
+Progress = Callable[[int, int], None]
+"""Told how many chains the tool has been given so far, and of how many."""
+
+
+def apply(desired: Ruleset, tools: Tools, progress: Progress = lambda done, total: None) -> Outcome:
     """Make the kernel hold `desired`, with the smallest change; nothing is run if it does already.
 
     A service port whose rules are refused keeps the old ones and is named in the outcome, while all others are
     applied. Raises RestoreError if the refused rules belong to no service port.
     """
-    return _Applying(desired, tools).run()
+    return _Applying(desired, tools, progress).run()
 
 
 def remove(tools: Tools) -> Outcome:
@@ -81,14 +85,18 @@ def payload_of(edits: Iterable[Edit], tools: Tools) -> str:
 
     The legacy kernel copies the whole table for each transaction, so there it is one.
     """
-    return payload(transactions(filter(None, edits), NFT_CHAINS if tools.backend is Backend.NFT else 0))
+    return payload(_transactions(filter(None, edits), tools))
+
+
+def _transactions(edits: Iterable[Edit], tools: Tools) -> Iterator[Transaction]:
+    return transactions(edits, NFT_CHAINS if tools.backend is Backend.NFT else 0)
 
 
 class _Applying:
     """One apply: tries everything at once, then narrows down what is refused."""
 
-    def __init__(self, desired: Ruleset, tools: Tools) -> None:
-        self.desired, self.tools = desired, tools
+    def __init__(self, desired: Ruleset, tools: Tools, progress: Progress = lambda done, total: None) -> None:
+        self.desired, self.tools, self.progress = desired, tools, progress
         self.failed: dict[str, KpxError] = {}
         self.restores = self.lines = 0
 
@@ -135,8 +143,18 @@ class _Applying:
             self._settle(wanted, error, owners)
 
     def _run(self, edits: Iterable[Edit]) -> None:
-        text = payload_of(edits, self.tools)
-        if text:
+        wanted = [edit for edit in edits if edit]
+        if wanted:
             self.restores += 1
-            self.lines += text.count("\n")
-            self.tools.restore(text)
+            self.tools.restore(self._pieces(wanted))
+
+    def _pieces(self, edits: Sequence[Edit]) -> Iterator[str]:
+        """The payload, made while the tool takes it in."""
+        done, total = 0, len({(edit.table, edit.chain) for edit in edits})
+        for transaction in _transactions(edits, self.tools):
+            piece = payload([transaction])
+            self.lines += piece.count("\n")
+            yield piece
+            done = min(total, done + len(transaction.declare))
+            self.progress(done, total)
+        self.progress(total, total)

@@ -24,13 +24,13 @@ transaction costs the square of its size: 164 s for 60,000 chains, against 6 s i
 """
 
 
-def transactions(edits: Iterable[Edit], chains: int = NFT_CHAINS) -> tuple[Transaction, ...]:
-    """Put edits into transactions that name at most `chains` chains each (0: no bound)."""
+def transactions(edits: Iterable[Edit], chains: int = NFT_CHAINS) -> Iterator[Transaction]:
+    """Put edits into transactions that name at most `chains` chains each (0: no bound); made as they are asked for."""
     every = tuple(edits)
     filter_ = [edit for edit in every if edit.table == "filter"]
     nat = [edit for edit in every if edit.table == "nat"]
     early, late = _split(filter_) if nat else (filter_, [])
-    return tuple(_transaction(batch) for some in (early, nat, late) for batch in _batches(some, chains))
+    return (_transaction(batch) for some in (early, nat, late) for batch in _batches(some, chains))
 
 
 def harmless(edits: Iterable[Edit]) -> tuple[list[Edit], list[Edit]]:
