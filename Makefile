@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGES := iptables ipset conntrack iproute2 nftables
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test lint golden bench image docs setup clean
+.PHONY: demo test lint golden bench bench-plots image docs setup clean
 
 demo: setup
 	@$(BIN)/python -m tests.demo
@@ -29,6 +29,10 @@ image:
 
 bench: setup
 	$(BIN)/python -m tests.bench
+
+bench-plots: setup
+	$(BIN)/pip install -q -e '.[bench]'
+	$(BIN)/python -m tests.bench.plots
 
 setup: $(VENV)/.done
 

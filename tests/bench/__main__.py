@@ -66,8 +66,9 @@ def cells(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     slow, fast = kpx["slow_churn"], kpx["churn"]
     yield "CPU at 10 changes a second (kpx + iptables)", f"{slow['own']:.2f} + {slow['tools']:.2f}"
     if fast:
-        yield f"1 % churn: {fast['wanted']:.0f} changes a second", f"{fast['own']:.2f} + {fast['tools']:.2f} CPU"
-        yield "  last change in the kernel after", f"{fast['settled']:.1f} s, {fast['memory']:.0f} MB"
+        yield "1 % of the Services change every second: CPU", f"{fast['own']:.2f} + {fast['tools']:.2f}"
+        yield "  as many changes a second (wanted)", f"{fast['rate']:.0f} ({fast['wanted']:.0f})"
+        yield "  RSS; last change in the kernel after", f"{fast['memory']:.0f} MB; {fast['settled']:.1f} s"
     yield "CPU while nothing changes", f"{kpx['idle']:.2%}"
 
 
@@ -92,7 +93,6 @@ def table(backend: Backend, records: list[Record]) -> Table:
     columns = [dict(cells(record)) for record in records]
     for record in records:
         made.add_column(record["town"], justify="right")
-    # Churn has a row for each rate: it is a percentage of the Services.
     for what in dict.fromkeys(what for column in columns for what in column):
         made.add_row(what, *(column.get(what, "") for column in columns))
     return made
