@@ -29,6 +29,7 @@ def measure(town: Town, backend: Backend, plan: agent.Plan, cap: float) -> Recor
     """Everything of one town on one backend."""
     with tempfile.TemporaryDirectory(prefix="kpx-bench-") as folder:
         figures = agent.measure(town, backend, plan, Path(folder))
+    click.echo(f"{town}: {figures}", err=True)  # in case that the peer's turn is broken off
     return {
         "town": str(town),
         "services": town.services,

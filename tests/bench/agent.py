@@ -224,7 +224,7 @@ def _largest_child(pid: int) -> Iterator[list[float]]:
     def look() -> None:
         while not ended.wait(0.1):
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                with suppress(OSError, StopIteration):
+                with suppress(OSError):
                     largest[0] = max(largest[0], *(status(int(one), "VmRSS") for one in task.read_text().split()), 0.0)
 
     thread = threading.Thread(target=look)
@@ -274,9 +274,9 @@ def churn(agent: AgentProcess, server: ApiServerProcess, numbers: _Numbers, rate
 
 
 def status(pid: int, name: str) -> float:
-    """A size from a process' status, in MB."""
+    """A size from a process' status, in MB; 0 of one that has just ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(f"{name}:"))
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith(f"{name}:")), 0.0)
 
 
 def share(pid: int, seconds: float) -> tuple[float, float]:
