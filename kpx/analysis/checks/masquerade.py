@@ -1,0 +1,115 @@
+"""Masquerading: is everything marked that has to be, and is what is marked masqueraded?"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
+from kpx.netfilter.rule import Rule
+
+_MARKER, _EXECUTOR = "KUBE-MARK-MASQ", "KUBE-POSTROUTING"
+_AGAIN = "Have the proxy write the chain again (`kpx apply`)."
+
+
+def masquerade(tables: Tables) -> Iterator[Finding]:
+    """KUBE-MARK-MASQ that marks nothing, or a mark that KUBE-POSTROUTING doesn't masquerade."""
+    if all(jump.target != _MARKER for rules in tables.jumps.get("nat", {}).values() for jump in rules):
+        return
+    marks = [mark for jump in tables.of("nat", _MARKER) for mark in _set_bits(tables, jump)]
+    if not marks:
+        yield _wrong(_MARKER, "sets no mark, so that nothing that Services need masqueraded is")
+        return
+    if all(jump.target != "MASQUERADE" for jump in tables.of("nat", _EXECUTOR)):
+        yield _wrong(_EXECUTOR, f"has no MASQUERADE rule, while {_MARKER} marks packets for it")
+        return
+    for mark in marks:
+        if not _executes(tables, mark):
+            yield _wrong(_EXECUTOR, f"does not masquerade packets with the mark {mark:#x}, which {_MARKER} sets")
+
+
+def _wrong(chain: str, what: str) -> Finding:
+    why = f"{what}; answers to pods that reach themselves, to node ports and to clients outside get lost"
+    return Finding("missing-masquerade", Severity.ERROR, "nat", chain, why, _AGAIN)
+
+
+def _set_bits(tables: Tables, jump: Jump) -> Iterator[int]:
+    """The mark that a MARK rule sets."""
+    for option in tables.parsed(jump.rule).target_options if jump.target == "MARK" else ():
+        with suppress(ValueError):
+            yield int(option.values[0].partition("/")[0], 0) if option.name == "--set-xmark" else 0
+
+
+def _executes(tables: Tables, mark: int) -> bool:
+    """Whether a packet with a mark meets MASQUERADE before it returns."""
+    for jump in tables.of("nat", _EXECUTOR):
+        rule = tables.parsed(jump.rule)
+        if jump.target in ("RETURN", "ACCEPT", "MASQUERADE") and _matches(rule, mark):
+            return jump.target == "MASQUERADE"
+    return False
+
+
+def _matches(rule: Rule, mark: int) -> bool:
+    """Whether a rule that asks for the mark alone matches; what else it asks for, some packets have."""
+    for match in rule.matches:
+        for option in match.options if match.module == "mark" else ():
+            with suppress(ValueError):
+                value, _, mask = option.values[0].partition("/")
+                if (mark & int(mask or "0xffffffff", 0) == int(value, 0)) == option.negated:
+                    return False
+    return True
+
+
+def hairpins(tables: Tables) -> Iterator[Finding]:
+    """Endpoint chains that don't mark what comes from the endpoint itself: a pod couldn't reach itself."""
+    for chain, rules in tables.named("nat", "KUBE-SEP-"):
+        endpoint = next((_host(tables, jump) for jump in rules if jump.target == "DNAT"), "")
+        marked = {_source(tables, jump) for jump in rules if jump.target == _MARKER}
+        if endpoint and not marked & {endpoint, ""}:
+            yield Finding(
+                "missing-hairpin",
+                Severity.ERROR,
+                "nat",
+                chain,
+                f"packets from {endpoint} to itself are not masqueraded: that pod can't reach itself by its Service",
+                _AGAIN,
+                owner=tables.owner(chain),
+            )
+
+
+def _host(tables: Tables, jump: Jump) -> str:
+    """The address that a DNAT rule puts in, without its port; empty for more than one."""
+    values = [value for option in tables.parsed(jump.rule).target_options for value in option.values]
+    if len(values) != 1 or "-" in values[0]:
+        return ""
+    if values[0].startswith("["):
+        return values[0][1:].partition("]")[0]
+    return values[0] if values[0].count(":") > 1 else values[0].partition(":")[0]
+
+
+def _source(tables: Tables, jump: Jump) -> str | None:
+    """The one address that a rule asks for as source; empty if it asks for nothing, None if for something else."""
+    rule = tables.parsed(jump.rule)
+    rest = [match for match in rule.matches if match.module != "comment"]
+    if not rest and not rule.head:
+        return ""
+    if not rest and len(rule.head) == 1 and rule.head[0].name == "-s" and not rule.head[0].negated:
+        address, _, length = rule.head[0].values[0].partition("/")
+        return address if length == str(tables.family.host_bits) else None
+    return None
+
+
+def external_masquerade(tables: Tables) -> Iterator[Finding]:
+    """KUBE-EXT chains that send everybody to the endpoints on all nodes without marking them first."""
+    for chain, rules in tables.named("nat", "KUBE-EXT-"):
+        marked = False
+        for jump in rules:
+            everybody = _source(tables, jump) == ""
+            marked = marked or (jump.target == _MARKER and everybody)
+            if jump.target.startswith("KUBE-SVC-") and everybody and not marked:
+                yield jump.found(
+                    "missing-masquerade",
+                    Severity.ERROR,
+                    "sends clients from outside to endpoints on any node without masquerading them first, so that "
+                    "answers bypass this node",
+                    _AGAIN,
+                    tables.owner(chain),
+                )

@@ -1,0 +1,168 @@
+"""Static checks: silent about sound rules, and each finds the damage that it is for."""
+
+import random
+import re
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kpx.analysis.checks import CHECKS, Finding, Tables, findings
+from kpx.analysis.checks.backends import both_backends
+from kpx.analysis.simulate import tables_of
+from kpx.compiler import tree
+from kpx.compiler.dispatch import DEFAULT
+from kpx.family import Family
+from kpx.netfilter.save import parse_save
+from tests.analysis.test_equality import sticky
+from tests.compiler.clusters import Manifest, clusters, configs
+from tests.compiler.layouts import Input
+from tests.compiler.towns import CONFIG, rivals, town
+from tests.kernel import FAMILIES, case_path
+from tests.netfilter.sketch import sketch
+
+CASES = sorted(path.name for path in case_path("").iterdir() if path.is_dir())
+SHOP = case_path("loadbalancer-source-ranges") / "ipv4.save"
+SVC, EXT, FW = (f"KUBE-{kind}-UB7LXFC7TRMUABOP" for kind in ("SVC", "EXT", "FW"))
+SEP = "KUBE-SEP-B3ISZG2RMVO5OEIX"
+
+
+def tables_of_text(text: str, family: Family = Family.IPV4) -> Tables:
+    saved = parse_save(text)
+    return Tables(
+        {name: {one: chain.rules for one, chain in table.chains.items()} for name, table in saved.items()}, family
+    )
+
+
+def names(found: Iterable[Finding]) -> set[str]:
+    return {one.check for one in found}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kube_proxys_rules_are_sound(name: str, family: Family) -> None:
+    assert findings(tables_of_text((case_path(name) / f"{family}.save").read_text(), family)) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "some", [town(300), town(300, seed=1), rivals(), []], ids=["town", "other town", "rivals", "none"]
+)
+def test_our_rules_are_sound(some: list[Manifest], family: Family) -> None:
+    cluster = Input.of(some, CONFIG, family)
+    for ruleset in (cluster.classic(), cluster.tree(), cluster.tree(DEFAULT, tree.choose)):
+        assert findings(Tables(tables_of(ruleset).items(), family)) == []
+
+
+def test_affinity_with_lists_of_groups_is_sound() -> None:
+    for ruleset in (sticky().classic(), sticky().tree(DEFAULT, tree.choose)):
+        assert findings(Tables(tables_of(ruleset).items(), Family.IPV4)) == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(clusters(), configs, st.sampled_from(FAMILIES))
+def test_rules_of_any_cluster_are_sound(objects: list[Manifest], config: Manifest, family: Family) -> None:
+    cluster = Input.of(objects, config, family)
+    for ruleset in (cluster.classic(), cluster.tree()):
+        assert findings(Tables(tables_of(ruleset).items(), family)) == []
+
+
+def damaged(*changes: tuple[str, str]) -> str:
+    """kube-proxy's dump with regular expressions replaced, each of which must be found."""
+    text = SHOP.read_text()
+    for pattern, replacement in changes:
+        text, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
+        assert count, pattern
+    return text
+
+
+DAMAGES = {
+    "dangling-jump": [(f"^-A {SVC} .*{SEP}$", rf"-A {SVC} -j KUBE-SEP-NOBODY")],
+    "loop": [(f"^(-A {SEP} .*DNAT.*)$", rf"\1\n-A {SEP} -j {SVC}")],
+    "missing-jump": [("^-A OUTPUT .*KUBE-SERVICES\n(COMMIT|-A POST)", r"\1")],
+    "empty-chain": [(f"^-A {SEP} .*\n-A {SEP} .*\n", "")],
+    "duplicate-jump": [("^(-A PREROUTING .*)$", r"\1\n-A PREROUTING -j KUBE-SERVICES")],
+    "nodeports-not-last": [(r"^(-A KUBE-SERVICES -d 10.96.1.10.*SVC.*)\n((?:.*\n)*?)(.*KUBE-NODEPORTS)$", r"\2\3\n\1")],
+    "shadowed-rule": [(r"^(-A KUBE-SERVICES -d 10.96.1.10/32) (.*SVC.*)$", r"\1 -p tcp -j DROP\n\1 \2")],
+    "unequal-shares": [("0.33333333349", "0.34000000008")],
+    "no-translation": [(f"^-A {SEP} -p tcp .*DNAT.*\n", "")],
+    "wrong-protocol": [(f"^-A {SEP} -p tcp (.*) -m tcp ", rf"-A {SEP} -p udp \1 -m udp ")],
+    "missing-hairpin": [(f"^-A {SEP} -s .*\n", "")],
+    "leftover": [("^(:KUBE-SERVICES - .*\n)(?=:KUBE-SVC)", r"\1:KUBE-SVC-AAAAAAAAAAAAAAAA - [0:0]\n")],
+    "unreachable-chain": [("^COMMIT\n\\*nat\n", ":MINE - [0:0]\n-A MINE -j DROP\nCOMMIT\n*nat\n")],
+    "older-mode": [("^COMMIT\n\\*nat\n", "COMMIT\n*nat\n:KUBE-XLB-AAAAAAAAAAAAAAAA - [0:0]\n")],
+}
+"""By check, what to change. `missing-masquerade` has several ways to go wrong, and its own test."""
+
+
+@pytest.mark.parametrize(("check", "changes"), DAMAGES.items())
+def test_each_check_finds_its_damage(check: str, changes: list[tuple[str, str]]) -> None:
+    found = findings(tables_of_text(damaged(*changes)))
+    assert check in names(found)
+    (one, *_) = [one for one in found if one.check == check]
+    assert one.message
+    assert one.advice
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("^-A KUBE-MARK-MASQ .*\n", ""),
+        ("^-A KUBE-MARK-MASQ .*$", "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x8000/0x8000"),
+        ("^-A KUBE-POSTROUTING .*MASQUERADE.*\n", ""),
+        ("^-A KUBE-POSTROUTING -m mark .*$", "-A KUBE-POSTROUTING -j RETURN"),
+        (f"^-A {EXT} .*MARK-MASQ\n", ""),
+    ],
+)
+def test_missing_masquerade(change: tuple[str, str]) -> None:
+    assert "missing-masquerade" in names(findings(tables_of_text(damaged(change))))
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ((f"^-A {SVC} .*{SEP}\n", ""), "unequal-shares"),
+        (("^-A KUBE-SERVICES .*KUBE-NODEPORTS\n", ""), "nodeports-not-last"),
+        ((f"^-A KUBE-SERVICES .*{FW}\n", ""), "leftover"),
+        ((r"^(-A KUBE-SERVICES -d 10.96.1.10/32 .*) -j KUBE-SVC.*$", rf"\g<0>\n\1 -j {EXT}"), "shadowed-rule"),
+        ((r"^(-A KUBE-NODEPORTS .*)$", r"\1\n\1"), "duplicate-jump"),
+        (("--to-destination 10.244.2.11:8443", "--to-destination 10.244.2.12:8443"), "missing-hairpin"),
+        ((f"^(-A {SEP}) -p tcp (.*) -m tcp -j", r"\1 \2 -j"), "wrong-protocol"),
+    ],
+)  # fmt: skip
+def test_other_damage(change: tuple[str, str], check: str) -> None:
+    assert check in names(findings(tables_of_text(damaged(change))))
+
+
+def test_a_finding_says_where() -> None:
+    (one,) = findings(tables_of_text(damaged(*DAMAGES["wrong-protocol"])))
+    assert (one.table, one.chain, one.position, one.owner) == ("nat", SEP, 2, "shop/web:https")
+    assert one.rule.startswith("-p udp")
+    assert "udp" in one.message
+
+
+def test_both_backends() -> None:
+    ours = ["KUBE-SERVICES", "KUBE-SVC-X"]
+    assert names(both_backends({"nft": ours, "legacy": ours})) == {"both-backends"}
+    assert not names(both_backends({"nft": ours, "legacy": ["DOCKER"]}))
+    assert not names(both_backends({"nft": ours}))
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(FAMILIES))
+def test_any_rules_can_be_checked(chance: random.Random, family: Family) -> None:
+    chains = (
+        "PREROUTING",
+        "KUBE-SERVICES",
+        SVC,
+        EXT,
+        FW,
+        SEP,
+        "KPX-SVC-X-0",
+        "KUBE-MARK-MASQ",
+        "KUBE-POSTROUTING",
+        "X",
+    )
+    rules = {one: tuple(sketch(chance, family).text() for _ in range(chance.randrange(4))) for one in chains}
+    jumps = {one: (*some, f"-j {chance.choice(chains)}") for one, some in rules.items()}
+    assert isinstance(findings(Tables([("nat", jumps), ("filter", rules)], family), CHECKS), list)
