@@ -31,7 +31,7 @@ SEP = "KUBE-SEP-B3ISZG2RMVO5OEIX"
 def tables_of_text(text: str, family: Family = Family.IPV4) -> Tables:
     saved = parse_save(text)
     return Tables(
-        {name: {one: chain.rules for one, chain in table.chains.items()} for name, table in saved.items()}, family
+        [(name, {one: chain.rules for one, chain in table.chains.items()}) for name, table in saved.items()], family
     )
 
 
