@@ -1,0 +1,257 @@
+"""Decision diagrams: what rules do to every packet at once.
+
+A diagram is a function from packets to what can become of them. A node asks for one variable of the packet (its
+destination, say), whose values are whole numbers, and has one diagram for each interval of values; a leaf holds ends
+with their weights. Variables are asked in ascending order, neighbouring intervals differ, and no two nodes are equal:
+so two diagrams are the same object if, and only if, they are the same function. What doesn't depend on a variable
+doesn't ask for it.
+
+Weights are whole numbers in units of 2^-128. A product is rounded down, by less than one unit; however many there are
+on a packet's way, what is lost can't be seen beside a step of 2^-31, in which the kernel keeps probabilities.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+
+Ends = Mapping[Hashable, int]
+
+LEAF = 1 << 62
+"""What a leaf has as variable: it comes behind all others."""
+
+STEPS = 31
+UNIT = 1 << 128
+STEP = UNIT >> STEPS
+"""The weight of 1, and of the kernel's smallest probability."""
+
+
+class Diagram:
+    """A node or a leaf. Made by `Diagrams` alone; equal ones are the same object.
+
+    A node's `cuts` are the first values of its intervals, starting with 0, and `kids` their diagrams. `traits` has the
+    bits of the variables that are asked for here or below (`bit_of`), and those that its ends have.
+    """
+
+    __slots__ = ("cuts", "ends", "kids", "traits", "var")
+
+    def __init__(
+        self, var: int, cuts: tuple[int, ...], kids: "tuple[Diagram, ...]", ends: Ends, traits: int = 0
+    ) -> None:
+        self.var, self.cuts, self.kids, self.ends, self.traits = var, cuts, kids, ends, traits
+
+    def at(self, value: int) -> "Diagram":
+        """The diagram for a value of this node's variable."""
+        return self.kids[bisect_right(self.cuts, value) - 1]
+
+
+_NO_ENDS: Ends = {}
+_LAST_BIT = 56
+
+
+def bit_of(var: int) -> int:
+    """The bit that stands for a variable in `traits`; variables beyond the first ones share one."""
+    return 1 << min(var, _LAST_BIT)
+
+
+class Diagrams:
+    """Makes diagrams and computes with them; those of different makers don't mix.
+
+    `trait` gives the bits of an end, which must lie beyond those of variables: from bit 57 on.
+    """
+
+    def __init__(self, trait: Callable[[Hashable], int] = lambda end: 0) -> None:
+        self._trait = trait
+        self._leaves: dict[frozenset[tuple[Hashable, int]], Diagram] = {}
+        self._nodes: dict[tuple[int, tuple[int, ...], tuple[Diagram, ...]], Diagram] = {}
+        self._picked: dict[tuple[Diagram, Diagram, Diagram], Diagram] = {}
+        self._added: dict[tuple[Diagram, Diagram], Diagram] = {}
+        self._scaled: dict[tuple[int, Diagram], Diagram] = {}
+        self.true, self.false = self.sure(True), self.sure(False)
+
+    def leaf(self, ends: Ends) -> Diagram:
+        """The diagram that is the same for every packet."""
+        key = frozenset(ends.items())
+        found = self._leaves.get(key)
+        if found is None:
+            traits = 0
+            for end in ends:
+                traits |= self._trait(end)
+            found = self._leaves[key] = Diagram(LEAF, (), (), ends, traits)
+        return found
+
+    def sure(self, end: Hashable) -> Diagram:
+        """A leaf with one end."""
+        return self.leaf({end: UNIT})
+
+    def node(self, var: int, cuts: Sequence[int], kids: Sequence[Diagram]) -> Diagram:
+        """A node, whose kids must ask for later variables only; the kid itself if there is only one."""
+        starts: list[int] = []
+        differing: list[Diagram] = []
+        last = None
+        for start, kid in zip(cuts, kids, strict=True):
+            if kid is not last:
+                starts.append(start)
+                differing.append(kid)
+                last = kid
+        if len(differing) == 1:
+            return differing[0]
+        key = (var, tuple(starts), tuple(differing))
+        found = self._nodes.get(key)
+        if found is None:
+            traits = bit_of(var)
+            for kid in differing:
+                traits |= kid.traits
+            found = self._nodes[key] = Diagram(var, key[1], key[2], _NO_ENDS, traits)
+        return found
+
+    def between(self, var: int, first: int, last: int, size: int) -> Diagram:
+        """The test that a variable with the values 0 to `size` - 1 lies in an interval; true or false."""
+        cuts, kids = [first], [self.true]
+        if first > 0:
+            cuts.insert(0, 0)
+            kids.insert(0, self.false)
+        if last < size - 1:
+            cuts.append(last + 1)
+            kids.append(self.false)
+        return self.node(var, cuts, kids)
+
+    def pick(self, test: Diagram, yes: Diagram, no: Diagram) -> Diagram:
+        """One diagram where a test is true, and another one where it is false."""
+        if test is self.true or yes is no:
+            return yes
+        if test is self.false:
+            return no
+        key = (test, yes, no)
+        found = self._picked.get(key)
+        if found is None:
+            cuts, kids = [], []
+            var = min(test.var, yes.var, no.var)
+            for start, (t, y, n) in zipped(var, key):
+                cuts.append(start)
+                kids.append(self.pick(t, y, n))
+            found = self._picked[key] = self.node(var, cuts, kids)
+        return found
+
+    def negated(self, test: Diagram) -> Diagram:
+        """The opposite test."""
+        return self.pick(test, self.false, self.true)
+
+    def case(self, var: int, cuts: Sequence[int], kids: Sequence[Diagram]) -> Diagram:
+        """Like `node`, but kids may ask for any variable."""
+        if all(var < kid.var for kid in kids):
+            return self.node(var, cuts, kids)
+        result = kids[-1]
+        for start, kid in zip(reversed(cuts[1:]), reversed(kids[:-1]), strict=True):
+            result = self.pick(self.node(var, (0, start), (self.true, self.false)), kid, result)
+        return result
+
+    def add(self, one: Diagram, other: Diagram) -> Diagram:
+        """The sum of the weights."""
+        key = (one, other)
+        found = self._added.get(key)
+        if found is None:
+            var = min(one.var, other.var)
+            if var == LEAF:
+                ends = dict(one.ends)
+                for end, weight in other.ends.items():
+                    ends[end] = ends.get(end, 0) + weight
+                found = self.leaf(ends)
+            else:
+                cuts, kids = [], []
+                for start, (left, right) in zipped(var, key):
+                    cuts.append(start)
+                    kids.append(self.add(left, right))
+                found = self.node(var, cuts, kids)
+            self._added[key] = found
+        return found
+
+    def scale(self, weight: int, one: Diagram) -> Diagram:
+        """All weights multiplied with one."""
+        if weight == UNIT:
+            return one
+        key = (weight, one)
+        found = self._scaled.get(key)
+        if found is None:
+            if one.var == LEAF:
+                found = self.leaf({end: part * weight // UNIT for end, part in one.ends.items()})
+            else:
+                found = self.node(one.var, one.cuts, [self.scale(weight, kid) for kid in one.kids])
+            self._scaled[key] = found
+        return found
+
+    def chance(self, steps: int, yes: Diagram, no: Diagram) -> Diagram:
+        """One diagram with a probability, in steps of 2^-31, and else another one."""
+        weight = steps * STEP
+        if weight in (0, UNIT):
+            return yes if weight else no
+        return self.add(self.scale(weight, yes), self.scale(UNIT - weight, no))
+
+    def mapped(self, one: Diagram, change: Callable[[Hashable], Hashable]) -> Diagram:
+        """With other ends; those that become the same are added up."""
+        memo: dict[Diagram, Diagram] = {}
+
+        def go(part: Diagram) -> Diagram:
+            found = memo.get(part)
+            if found is None:
+                if part.var == LEAF:
+                    ends: dict[Hashable, int] = {}
+                    for end, weight in part.ends.items():
+                        changed = change(end)
+                        ends[changed] = ends.get(changed, 0) + weight
+                    found = self.leaf(ends)
+                else:
+                    found = self.node(part.var, part.cuts, [go(kid) for kid in part.kids])
+                memo[part] = found
+            return found
+
+        return go(one)
+
+    def forget(self) -> None:
+        """Give back the memory of what was computed; diagrams stay."""
+        for memo in (self._picked, self._added, self._scaled):
+            memo.clear()
+
+
+def zipped(var: int, parts: Sequence[Diagram]) -> Iterator[tuple[int, Sequence[Diagram]]]:
+    """The intervals of a variable on which no part changes: their first values, with what each part is there."""
+    asking = [index for index, part in enumerate(parts) if part.var == var]
+    if len(asking) == 1:
+        (index,) = asking
+        row = list(parts)
+        for start, kid in zip(parts[index].cuts, parts[index].kids, strict=True):
+            row[index] = kid
+            yield start, tuple(row)
+        return
+    row = list(parts)
+    starts = sorted({cut for index in asking for cut in parts[index].cuts})
+    at = dict.fromkeys(asking, 0)
+    for start in starts:
+        for index in asking:
+            part, place = parts[index], at[index]
+            if place < len(part.cuts) and part.cuts[place] == start:
+                row[index] = part.kids[place]
+                at[index] = place + 1
+        yield start, tuple(row)
+
+
+def ends_of(one: Diagram) -> Iterator[Hashable]:
+    """Every end that some packet can meet; some more than once."""
+    seen: set[Diagram] = set()
+    edge = [one]
+    while edge:
+        part = edge.pop()
+        if part not in seen:
+            seen.add(part)
+            yield from part.ends
+            edge += part.kids
+
+
+def variables(one: Diagram) -> set[int]:
+    """The variables that a diagram depends on."""
+    seen: set[Diagram] = set()
+    edge = [one]
+    while edge:
+        part = edge.pop()
+        if part not in seen:
+            seen.add(part)
+            edge += part.kids
+    return {part.var for part in seen} - {LEAF}
