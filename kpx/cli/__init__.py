@@ -22,6 +22,7 @@ COMMANDS = {
     "trace": "Follow a packet through rules: every step, every outcome.",
     "top": "Count new connections per Service and endpoint, live.",
     "run": "Keep this node's rules equal to the cluster's Services.",
+    "verify": "Check rules, or prove that two rulesets do the same.",
 }
 
 

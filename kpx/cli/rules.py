@@ -101,6 +101,11 @@ class RuleSource:
         """The families that there are rules of: of a dump one, else both."""
         return tuple(Family) if self.rules is None else (_family_of(self._dump[1]) or Family.IPV4,)
 
+    @property
+    def dump_family(self) -> Family | None:
+        """The family of a dump; None if the rules are no dump's, or no address tells. Raises KpxError."""
+        return None if self.rules is None else _family_of(self._dump[1])
+
     def host(self, family: Family) -> Host:
         """The host that the rules act on: the addresses named, else those in the kernel, or of the Node object."""
         if self.node_addresses:
@@ -110,11 +115,12 @@ class RuleSource:
             if isinstance(node, Node):
                 bound = self.inputs.config.bind_address
                 addresses = node_view(self.inputs.node_name, family, node, bound).addresses
-                return Host((*addresses, *(host.interface_addresses(family) if self._is_live else ())))
-        return Host(host.interface_addresses(family) if self._is_live else None)
+                return Host((*addresses, *(host.interface_addresses(family) if self.is_live else ())))
+        return Host(host.interface_addresses(family) if self.is_live else None)
 
     @property
-    def _is_live(self) -> bool:
+    def is_live(self) -> bool:
+        """Whether the rules are those in the kernel."""
         return self.rules is None and not self.compiles
 
     @cached_property

@@ -65,7 +65,9 @@ KINDS: Mapping[str, Change] = {
 
 def mutations(tables: Tables, pick: random.Random) -> Iterator[Mutation]:
     """Mutations without end, of all kinds in turn, that change the text of some rule."""
-    places = [(table, chain, at) for table, chains in tables.items() for chain in chains for at in range(len(chains[chain]))]
+    places = [
+        (table, chain, at) for table, chains in tables.items() for chain in chains for at in range(len(chains[chain]))
+    ]
     while True:
         for kind, change in KINDS.items():
             for table, chain, at in pick.sample(places, len(places)):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kpx.analysis.checks import CHECKS, Finding, Tables, findings
 from kpx.analysis.checks.backends import both_backends
-from kpx.analysis.simulate import tables_of
+from kpx.analysis.simulate import tables_of, tables_of_save
 from kpx.compiler import tree
 from kpx.compiler.dispatch import DEFAULT
 from kpx.family import Family
@@ -29,10 +29,7 @@ SEP = "KUBE-SEP-B3ISZG2RMVO5OEIX"
 
 
 def tables_of_text(text: str, family: Family = Family.IPV4) -> Tables:
-    saved = parse_save(text)
-    return Tables(
-        [(name, {one: chain.rules for one, chain in table.chains.items()}) for name, table in saved.items()], family
-    )
+    return Tables(tables_of_save(parse_save(text))[0], family)
 
 
 def names(found: Iterable[Finding]) -> set[str]:
@@ -52,12 +49,12 @@ def test_kube_proxys_rules_are_sound(name: str, family: Family) -> None:
 def test_our_rules_are_sound(some: list[Manifest], family: Family) -> None:
     cluster = Input.of(some, CONFIG, family)
     for ruleset in (cluster.classic(), cluster.tree(), cluster.tree(DEFAULT, tree.choose)):
-        assert findings(Tables(tables_of(ruleset).items(), family)) == []
+        assert findings(Tables(tables_of(ruleset), family)) == []
 
 
 def test_affinity_with_lists_of_groups_is_sound() -> None:
     for ruleset in (sticky().classic(), sticky().tree(DEFAULT, tree.choose)):
-        assert findings(Tables(tables_of(ruleset).items(), Family.IPV4)) == []
+        assert findings(Tables(tables_of(ruleset), Family.IPV4)) == []
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -65,7 +62,7 @@ def test_affinity_with_lists_of_groups_is_sound() -> None:
 def test_rules_of_any_cluster_are_sound(objects: list[Manifest], config: Manifest, family: Family) -> None:
     cluster = Input.of(objects, config, family)
     for ruleset in (cluster.classic(), cluster.tree()):
-        assert findings(Tables(tables_of(ruleset).items(), family)) == []
+        assert findings(Tables(tables_of(ruleset), family)) == []
 
 
 def damaged(*changes: tuple[str, str]) -> str:
@@ -165,4 +162,52 @@ def test_any_rules_can_be_checked(chance: random.Random, family: Family) -> None
     )
     rules = {one: tuple(sketch(chance, family).text() for _ in range(chance.randrange(4))) for one in chains}
     jumps = {one: (*some, f"-j {chance.choice(chains)}") for one, some in rules.items()}
-    assert isinstance(findings(Tables([("nat", jumps), ("filter", rules)], family), CHECKS), list)
+    assert isinstance(findings(Tables({"nat": jumps, "filter": rules}, family), CHECKS), list)
+
+
+@pytest.mark.parametrize(
+    ("rule", "table", "chain"),
+    [
+        ("-j ACCEPT", "nat", "PREROUTING"),
+        ("-d 10.96.0.0/16 -p tcp -j DNAT --to-destination 10.9.9.9", "nat", "PREROUTING"),
+        ("-p tcp -m tcp --dport 30000:31000 -j DNAT --to-destination 10.9.9.9:80", "nat", "PREROUTING"),
+        ("-j OTHERS", "nat", "OUTPUT"),
+        ("-s 192.0.2.0/24 -j ACCEPT", "filter", "FORWARD"),
+        ("-j DROP", "filter", "FORWARD"),
+        ("-d 203.0.113.10/32 -j ACCEPT", "filter", "INPUT"),
+    ],
+)
+def test_rules_that_catch_service_traffic_first(rule: str, table: str, chain: str) -> None:
+    text = SHOP.read_text().replace(
+        "*nat\n", "*nat\n:OTHERS - [0:0]\n-A OTHERS -d 10.96.1.10/32 -j RETURN\n-A OTHERS -j ACCEPT\n"
+    )
+    first = "\n*nat\n" if table == "nat" else "\n*filter\n"
+    before, start, after = text.partition(first)
+    text = before + start + re.sub(f"^-A {chain} ", rf"-A {chain} {rule}\n\g<0>", after, count=1, flags=re.MULTILINE)
+    found = [one for one in findings(tables_of_text(text)) if one.check == "caught-before"]
+    assert found
+    assert {(one.table, one.chain, one.position, one.rule) for one in found} == {(table, chain, 1, rule)}
+    assert {one.severity for one in found} == {"error"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-d 10.97.0.0/16 -j ACCEPT",
+        "-p tcp -m tcp --dport 9999 -j DNAT --to-destination 10.9.9.9:80",
+        "-p icmp -j ACCEPT",
+        "-m comment --comment counted",
+        "-j LOG",
+    ],
+)
+def test_others_rules_that_leave_services_alone(rule: str) -> None:
+    text = SHOP.read_text().replace("-A PREROUTING ", f"-A PREROUTING {rule}\n-A PREROUTING ")
+    assert findings(tables_of_text(text)) == []
+
+
+def test_a_match_that_is_not_known_may_catch() -> None:
+    text = SHOP.read_text().replace(
+        "-A PREROUTING ", "-A PREROUTING -m set --match-set mine dst -j ACCEPT\n-A PREROUTING "
+    )
+    (one,) = findings(tables_of_text(text))
+    assert (one.check, one.severity) == ("caught-before", "warning")

@@ -1,6 +1,6 @@
 """What checks are given and what they say. Values."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -56,13 +56,17 @@ class Jump:
 
 
 class Tables:
-    """The tables of one family, with what several checks ask for. `chains` are tables with their rules by chain."""
+    """The tables of one family, with what several checks ask for. `chains` are rules by table and chain."""
 
-    def __init__(self, chains: Iterable[tuple[str, Mapping[str, Rules]]], family: Family) -> None:
-        self.chains, self.family = dict(chains), family
+    def __init__(self, chains: Mapping[str, Mapping[str, Rules]], family: Family) -> None:
+        self.chains, self.family = chains, family
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Rules]]]:
         return iter(self.chains.items())
+
+    def __len__(self) -> int:
+        """How many rules there are."""
+        return sum(len(rules) for chains in self.chains.values() for rules in chains.values())
 
     @cached_property
     def jumps(self) -> Mapping[str, Mapping[str, tuple[Jump, ...]]]:

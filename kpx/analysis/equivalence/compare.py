@@ -97,12 +97,12 @@ _ENOUGH = 200
 
 def compare(one: Side, other: Side, family: Family) -> Compared:
     """Compare two sets of tables of one family."""
-    with _deep():
+    with deep():
         return _Comparison(one, other, family).run()
 
 
 @contextmanager
-def _deep() -> Iterator[None]:
+def deep() -> Iterator[None]:
     """Diagrams of long chains are deep, and walked recursively."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, 200_000))
@@ -118,8 +118,8 @@ class _EnoughError(Exception):
 
 class _Comparison:
     def __init__(self, one: Side, other: Side, family: Family) -> None:
-        interfaces = {name for tables, _ in (one, other) for name in _interfaces(tables)}
-        self.fields = Fields(Diagrams(trait), family, interfaces)
+        names = {name for tables, _ in (one, other) for name in interfaces(tables)}
+        self.fields = Fields(Diagrams(trait), family, names)
         self.exits = Exits(self.fields)
         rules, shared = Rules(self.exits), Shared()
         self.sides = [Chains(tables, policies, rules, shared) for tables, policies in (one, other)]
@@ -144,7 +144,8 @@ class _Comparison:
         return str(name[-1]) if name[:1] == ("unknown",) else ""
 
 
-def _interfaces(tables: Tables) -> Iterator[str]:
+def interfaces(tables: Tables) -> Iterator[str]:
+    """The interfaces that rules ask for."""
     for table in tables.values():
         for rules in table.values():
             for rule in rules:

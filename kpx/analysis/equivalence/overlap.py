@@ -1,0 +1,90 @@
+"""Packets on which a rule and a chain both decide, and differently."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kpx.analysis.equivalence import fields
+from kpx.analysis.equivalence.chains import Chains, Shared
+from kpx.analysis.equivalence.compare import deep, interfaces
+from kpx.analysis.equivalence.diagram import LEAF, Diagram, Diagrams, zipped
+from kpx.analysis.equivalence.exits import Exit, Exits, Kind, trait
+from kpx.analysis.equivalence.fields import Fields
+from kpx.analysis.equivalence.rules import Rules
+from kpx.analysis.packet import text
+from kpx.family import Family
+
+_NETWORK = re.compile(r"(?:.* )?(?<!! )-d \S+/(\d+) ")
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A packet, in words; `certain` unless it depends on a match of which nothing is known."""
+
+    text: str
+    certain: bool
+
+
+class Overlaps:
+    """Looks for such packets in tables of one family."""
+
+    def __init__(self, tables: Mapping[str, Mapping[str, tuple[str, ...]]], family: Family) -> None:
+        self._fields = Fields(Diagrams(trait), family, interfaces(tables))
+        self._exits = Exits(self._fields)
+        self._chains = Chains(tables, {}, Rules(self._exits), Shared())
+        self._seen: set[tuple[Diagram, Diagram]] = set()
+
+    def between(self, table: str, rule: str, chain: str) -> Met | None:
+        """A packet that begins a connection and on which a rule decides otherwise than a chain of the same table.
+
+        A rule for a network isn't taken to be one for the node's own addresses.
+        """
+        begins = {fields.STATE: fields.NEW, fields.TRANSLATED: int(table != "nat"), fields.REPLACED: 0}
+        with deep():
+            one = self._exits.fixed(self._chains.part(table, (rule,)), begins)
+            other = self._exits.fixed(self._chains.part(table, (f"-j {chain}",)), begins)
+            if (network := _NETWORK.match(rule)) and int(network[1]) < self._fields.family.host_bits:
+                one, other = (self._exits.fixed(part, {fields.DESTINATION_LOCAL: 0}) for part in (one, other))
+            self._seen.clear()
+            box = self._find(one, other, {})
+        return None if box is None else self._met(box)
+
+    def _find(self, one: Diagram, other: Diagram, box: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]] | None:
+        if (one, other) in self._seen or one is self._exits.on or other is self._exits.on:
+            return None
+        self._seen.add((one, other))
+        var = min(one.var, other.var)
+        if var == LEAF:
+            return box if _clash(one, other) else None
+        rows = list(zipped(var, (one, other)))
+        lasts = [start - 1 for start, _ in rows[1:]] + [self._fields.size(var) - 1]
+        for (first, (left, right)), last in zip(rows, lasts, strict=True):
+            found = self._find(left, right, {**box, var: (first, last)})
+            if found is not None:
+                return found
+        return None
+
+    def _met(self, box: Mapping[int, tuple[int, int]]) -> Met:
+        words = []
+        if fields.PROTOCOL in box:
+            words.append(self._fields.protocol_name(box[fields.PROTOCOL][0]))
+        if fields.SOURCE in box:
+            words.append(f"from {text(box[fields.SOURCE][0], self._fields.family)}")
+        if fields.DESTINATION in box:
+            words.append(f"to {text(box[fields.DESTINATION][0], self._fields.family)}")
+        elif box.get(fields.DESTINATION_LOCAL, (0, 0))[0]:
+            words.append("to an address of the node")
+        if fields.PORT in box:
+            words.append(f"port {box[fields.PORT][0]}")
+        unknown = any(self._fields.name(var)[:1] == ("unknown",) for var in box)
+        return Met(" ".join(words) or "any packet", not unknown)
+
+
+def _clash(one: Diagram, other: Diagram) -> bool:
+    """Whether both decide on a packet, and differently."""
+    left, right = _decisions(one), _decisions(other)
+    return bool(left and right) and left != right
+
+
+def _decisions(leaf: Diagram) -> set[Exit]:
+    return {end for end in leaf.ends if isinstance(end, Exit) and end.kind is not Kind.ON}

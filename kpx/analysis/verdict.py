@@ -1,0 +1,137 @@
+"""What `kpx verify` tells, as data: the shape of its `--json`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+from pydantic import Field
+
+from kpx.analysis.checks import Finding
+from kpx.analysis.equivalence import Example, Share
+from kpx.analysis.report import Part
+from kpx.family import Family
+
+
+class FindingReport(Part):
+    """One thing that is wrong."""
+
+    check: str = Field(description="which check found it: a word for programs")
+    severity: Literal["error", "warning"]
+    table: str
+    chain: str
+    position: int = Field(description="the rule's place in its chain, counted from 1; 0 for the chain as a whole")
+    rule: str = Field(description="the rule, as iptables-save prints it behind -A CHAIN; empty for the chain")
+    owner: str = Field(description="the service port concerned (namespace/name:port), empty if unknown")
+    message: str
+    advice: str
+
+
+class RulesReport(Part):
+    """What was found in the rules of one family."""
+
+    rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
+    family: Literal["ipv4", "ipv6"]
+    count: int = Field(description="how many rules were looked at")
+    findings: tuple[FindingReport, ...]
+
+
+class Verification(Part):
+    """`kpx verify --json`."""
+
+    verified: tuple[RulesReport, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found."""
+        return not any(one.findings for one in self.verified)
+
+
+class ShareReport(Part):
+    """One thing that can become of the example packet."""
+
+    share: float = Field(description="probability, rounded to a float", ge=0, le=1)
+    exact: str = Field(description="probability as a fraction")
+    fate: Literal["translated", "untouched", "rejected", "dropped", "unknown"]
+    destination: str = Field(description="where a translated packet arrives, as address:port, else empty")
+    masqueraded: bool
+    detail: str
+    noted: tuple[str, ...] = Field(description="lists of xt_recent that the sender is put on")
+
+
+class ExampleReport(Part):
+    """A packet that tells two rulesets apart."""
+
+    protocol: str
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    origin: Literal["pod", "outside", "node"]
+    in_interface: str | None
+    out_interface: str | None
+    mark: int
+    ctstate: str
+    addresses: tuple[str, ...] = Field(description="addresses that have to be the host's own")
+    known: Mapping[str, float] = Field(description="lists of xt_recent that know the sender, with the seconds")
+    assumed: tuple[str, ...] = Field(description="what else has to hold, in words")
+    outcomes: tuple[tuple[ShareReport, ...], tuple[ShareReport, ...]] = Field(description="on both sides")
+
+
+class Equivalence(Part):
+    """`kpx verify --equivalent --json`."""
+
+    rules: tuple[str, str]
+    family: Literal["ipv4", "ipv6"]
+    equivalent: bool | None = Field(description="null if that depends on matches of which nothing is known")
+    unknown: tuple[str, ...] = Field(description="matches and targets that were taken to be the same on both sides")
+    example: ExampleReport | None = Field(description="a packet that tells them apart; null if they are equivalent")
+
+
+def rules_report(rules: str, family: Family, count: int, findings: Sequence[Finding]) -> RulesReport:
+    """The report of what was found in the rules of a family."""
+    found = tuple(FindingReport.model_validate(asdict(one)) for one in findings)
+    return RulesReport(rules=rules, family=family.value, count=count, findings=found)
+
+
+def equivalence_report(
+    rules: tuple[str, str], family: Family, unknown: tuple[str, ...], example: Example | None
+) -> Equivalence:
+    """The report of a comparison; `example` is None if nothing tells both sides apart."""
+    equivalent = True if example is None else False if example.is_certain else None
+    told = example and _example(example)
+    return Equivalence(rules=rules, family=family.value, equivalent=equivalent, unknown=unknown, example=told)
+
+
+def _example(one: Example) -> ExampleReport:
+    packet = one.packet
+    return ExampleReport(
+        protocol=packet.protocol,
+        source=packet.source,
+        source_port=packet.source_port,
+        destination=packet.destination,
+        destination_port=packet.destination_port,
+        origin=packet.origin.value,
+        in_interface=packet.in_interface,
+        out_interface=packet.out_interface,
+        mark=packet.mark,
+        ctstate=packet.state,
+        addresses=one.addresses,
+        known=one.known,
+        assumed=one.assumed,
+        outcomes=(_shares(one.sides[0]), _shares(one.sides[1])),
+    )
+
+
+def _shares(side: Sequence[Share]) -> tuple[ShareReport, ...]:
+    return tuple(
+        ShareReport(
+            share=float(one.probability),
+            exact=str(one.probability),
+            fate=one.outcome.fate.value,
+            destination=one.outcome.destination,
+            masqueraded=one.outcome.masqueraded,
+            detail=one.outcome.detail,
+            noted=one.noted,
+        )
+        for one in side
+    )

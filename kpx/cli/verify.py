@@ -1,0 +1,211 @@
+"""`kpx verify`."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from kpx.analysis.checks import Finding, Tables, findings
+from kpx.analysis.checks.backends import both_backends
+from kpx.analysis.equivalence import Side, compare, examples
+from kpx.analysis.verdict import (
+    Equivalence,
+    ExampleReport,
+    FindingReport,
+    RulesReport,
+    ShareReport,
+    Verification,
+    equivalence_report,
+    rules_report,
+)
+from kpx.cli.inputs import FAMILIES
+from kpx.cli.output import page, print_json, print_schema, put, share
+from kpx.cli.rules import RuleSource, rule_options
+from kpx.errors import KpxError
+from kpx.family import Family
+from kpx.netfilter.backend import available
+from kpx.netfilter.save import parse_save
+from kpx.netfilter.tools import Tools, binary
+
+_MANIFESTS = (".yaml", ".yml", ".json")
+_SHOWN = 8
+
+
+def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        print_schema(Equivalence if ctx.params.get("equivalent") else Verification)
+        ctx.exit()
+
+
+@click.command()
+@click.option(
+    "--equivalent",
+    nargs=2,
+    metavar="A B",
+    is_eager=True,
+    help="Prove that two rulesets do the same to every packet, or print one that tells them apart. Each is a file of "
+    "iptables-save, or manifests: a directory or a file *.yaml, *.yml, *.json.",
+)
+@click.option("--family", type=click.Choice(list(FAMILIES)), help="IP family [default: a dump's own, else ipv4].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; --schema tells its shape.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@rule_options
+def command(source: RuleSource, equivalent: tuple[str, str] | None, family: str | None, as_json: bool) -> None:
+    """Check the rules for Services: what is damaged, left over, out of order or in each other's way.
+
+    Looks at the rules in the kernel, or with --rules at those of an iptables-save dump (kube-proxy's too), or with -f
+    at those that manifests compile to. With --equivalent, compares two rulesets instead: every class of packets that
+    any rule tells apart, with exact probabilities; so `same` is a proof.
+
+    Exit status 0: nothing found, or equivalent; 1: findings, or not equivalent.
+
+    \b
+    Example:
+      kpx verify --rules dump.save
+      kpx verify --equivalent kube-proxy.save shop/ --config config.yaml --node node-0
+    """
+    if equivalent:
+        raise SystemExit(_compare(source, equivalent, family, as_json))
+    found = Verification(verified=tuple(_verified(source, one) for one in _families((source,), family)))
+    if as_json:
+        print_json(found)
+    else:
+        with page() as out:
+            for report in found.verified:
+                _print_findings(out, report)
+    raise SystemExit(0 if found.sound else 1)
+
+
+def _families(sources: tuple[RuleSource, ...], asked: str | None) -> tuple[Family, ...]:
+    if asked:
+        return FAMILIES[asked]
+    known = (one.dump_family for one in sources)
+    return (next((one for one in known if one), Family.IPV4),)
+
+
+# ---- checks ----
+
+
+def _verified(source: RuleSource, family: Family) -> RulesReport:
+    held = source.held(family)
+    tables = Tables(held.simulator.tables, family)
+    found = [*(_two_backends(family) if source.is_live else ()), *findings(tables)]
+    return rules_report(held.origin, family, len(tables), found)
+
+
+def _two_backends(family: Family) -> Iterator[Finding]:
+    holding = {}
+    for backend in available():
+        if binary(backend, family, "-save"):
+            nat = parse_save(Tools(backend, family).save("nat")).get("nat")
+            holding[backend.value] = [name for name, chain in nat.chains.items() if chain.rules] if nat else []
+    return both_backends(holding)
+
+
+def _print_findings(out: Console, report: RulesReport) -> None:
+    for one in report.findings:
+        place = f"{one.table} {one.chain}" + (f" {one.position}" if one.position else "")
+        colour = "red" if one.severity == "error" else "yellow"
+        put(out, Text.assemble((f"{one.severity} ", colour), (place, "bold"), f"  {one.owner}" if one.owner else ""))
+        put(out, Text(f"{one.message}  ({one.check})"), 2, 2)
+        if one.rule:
+            put(out, Text(one.rule, "dim"), 2)
+        put(out, Text(f"→ {one.advice}", "green"), 2, 2)
+    summary = _summary(report.findings)
+    out.print(Text(f"{report.rules}: {summary} in {report.count} rules", "bold"), soft_wrap=True)
+
+
+def _summary(found: tuple[FindingReport, ...]) -> str:
+    counts = {name: sum(one.severity == name for one in found) for name in ("error", "warning")}
+    words = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
+    return " and ".join(words) or "nothing wrong"
+
+
+# ---- equivalence ----
+
+
+def _compare(source: RuleSource, names: tuple[str, str], asked: str | None, as_json: bool) -> int:
+    """Compare and print; the exit status."""
+    sides = _sources(source, names)
+    families = _families(sides, asked)
+    if len(families) > 1:
+        raise KpxError("--equivalent compares one family at a time; choose --family ipv4 or ipv6")
+    report = _compared(sides, names, families[0])
+    if as_json:
+        print_json(report)
+    else:
+        with page() as out:
+            _print_equivalence(out, report)
+    return 0 if report.equivalent else 1
+
+
+def _sources(source: RuleSource, names: tuple[str, str]) -> tuple[RuleSource, RuleSource]:
+    one, other = (_source(source, name) for name in names)
+    return one, other
+
+
+def _source(source: RuleSource, name: str) -> RuleSource:
+    """Where the rules of one side are found; options for manifests hold for both."""
+    if Path(name).is_dir() or name.endswith(_MANIFESTS):
+        return replace(source, files=(name,), rules=None, live=False)
+    return replace(source, files=(), rules=name, live=False)
+
+
+def _compared(sources: tuple[RuleSource, RuleSource], names: tuple[str, str], family: Family) -> Equivalence:
+    one, other = (_side(source, family) for source in sources)
+    found = compare(one, other, family)
+    plainest = next(iter(examples(found)), None)
+    return equivalence_report(names, family, found.unknown, plainest)
+
+
+def _side(source: RuleSource, family: Family) -> Side:
+    simulator = source.held(family).simulator
+    return simulator.tables, simulator.policies
+
+
+def _print_equivalence(out: Console, report: Equivalence) -> None:
+    what = {True: "equivalent", False: "not equivalent", None: "not known whether equivalent"}[report.equivalent]
+    put(out, Text.assemble((what, "bold"), f": {report.rules[0]} and {report.rules[1]} ({report.family})"))
+    for one in report.unknown:
+        put(out, Text(f"taken to be the same on both sides: {one}", "yellow"), 2)
+    if report.example:
+        _print_example(out, report.example, report.rules)
+
+
+def _print_example(out: Console, one: ExampleReport, names: tuple[str, str]) -> None:
+    where = {"outside": f"in through {one.in_interface}", "node": "from the node itself"}.get(one.origin, one.origin)
+    mark = f", mark {one.mark:#x}" if one.mark else ""
+    put(
+        out,
+        Text(
+            f"{one.protocol} {_place(one.source, one.source_port)} -> "
+            f"{_place(one.destination, one.destination_port)}, {where}, {one.ctstate}{mark}",
+            "bold",
+        ),
+        2,
+    )
+    if one.addresses:
+        put(out, Text(f"if the node has the address {' and '.join(one.addresses)}"), 2)
+    for name, seconds in one.known.items():
+        put(out, Text(f"from a client that {name} has known for {seconds:g} s"), 2)
+    for assumption in one.assumed:
+        put(out, Text(assumption, "yellow"), 2)
+    for name, shares in zip(names, one.outcomes, strict=True):
+        put(out, Text(f"{name}:", "cyan"), 2)
+        for outcome in shares[:_SHOWN]:
+            put(out, Text(_outcome(outcome)), 4)
+        if len(shares) > _SHOWN:
+            put(out, Text(f"… {len(shares) - _SHOWN} more", "dim"), 4)
+
+
+def _place(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _outcome(one: ShareReport) -> str:
+    noted = f"remembered by {', '.join(one.noted)}" if one.noted else ""
+    masqueraded = "masqueraded" if one.masqueraded else ""
+    return " ".join(filter(None, (share(one.exact), one.fate, one.destination, masqueraded, one.detail, noted)))
