@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from functools import partial
 
+from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.diagram import Diagram
 from kpx.analysis.equivalence.exits import ON, Change, Exit, Kind, has
 from kpx.analysis.equivalence.rules import Form, Rules, exit_of
@@ -19,7 +20,7 @@ class Chains:
     def __init__(self, tables: Tables, policies: Policies, rules: Rules, shared: Shared) -> None:
         self._tables, self._policies, self._rules, self._shared = tables, policies, rules, shared
         self.exits, self.diagrams = rules.exits, rules.diagrams
-        self._done: dict[tuple[str, str], Diagram] = {}
+        self._done: dict[tuple[str, str, int | None], Diagram] = {}
         self._above: list[tuple[str, str]] = []
         self.asked: set[str] = set()
 
@@ -29,7 +30,7 @@ class Chains:
             return self.exits.on
         policy = self._policies.get((table, hook), "ACCEPT")
 
-        chain = self._chain(table, hook)
+        chain = self._chain(table, hook, None)
         key = ("table", policy, chain)
         if key not in self._shared:
             self._shared[key] = self._left(chain, policy)
@@ -49,21 +50,20 @@ class Chains:
 
     def part(self, table: str, rules: tuple[str, ...]) -> Diagram:
         """What some rules do, as if they stood in a chain."""
-        return self.exits.sequence([self._rule(table, "", text) for text in rules])
+        return self.exits.sequence([self._rule(table, "", self._rules.form(text), None) for text in rules])
 
-    def _chain(self, table: str, name: str) -> Diagram:
-        key = (table, name)
+    def _chain(self, table: str, name: str, protocol: int | None) -> Diagram:
+        """What a chain does to packets of a protocol, or to all: most chains of Services meet one protocol only."""
+        key = (table, name, protocol)
         found = self._done.get(key)
         if found is None:
-            self._above.append(key)
-            texts: tuple[str, ...] = self._tables[table][name]
+            self._above.append((table, name))
+            texts = self._tables[table][name]
             forms = [self._rules.form(text) for text in texts]
-            actions = [self._action(table, name, form) for form in forms]
-            common = (key, texts, tuple(actions))
+            parts = [self._rule(table, name, form, protocol) for form in forms]
+            common = tuple(parts)
             found = self._shared.get(common)
             if found is None:
-                place = partial(_place, table, name)
-                parts = [self._rules.applied(form, one, place) for form, one in zip(forms, actions, strict=True)]
                 found = self._shared[common] = self.exits.sequence(parts)
             for form in forms:
                 self.asked.update(form.asked)
@@ -71,11 +71,18 @@ class Chains:
             self._done[key] = found
         return found
 
-    def _rule(self, table: str, name: str, text: str) -> Diagram:
-        form = self._rules.form(text)
-        return self._rules.applied(form, self._action(table, name, form), partial(_place, table, name))
+    def _rule(self, table: str, name: str, form: Form, protocol: int | None) -> Diagram:
+        action = self._action(table, name, form, protocol)
+        key = (form, action, protocol, (table, name) if form.has_place else None)
+        found = self._shared.get(key)
+        if found is None:
+            found = self._rules.applied(form, action, partial(_place, table, name))
+            if protocol is not None:
+                found = self.exits.fixed(found, {fields.PROTOCOL: protocol})
+            self._shared[key] = found
+        return found
 
-    def _action(self, table: str, name: str, form: Form) -> Diagram:
+    def _action(self, table: str, name: str, form: Form, protocol: int | None) -> Diagram:
         """What a rule does where it matches."""
         exit_ = exit_of(form.rule)
         if exit_ is not None:
@@ -85,7 +92,7 @@ class Chains:
             return self._unknown(_place(table, name, form))
         if (table, target) in self._above:
             return self.diagrams.sure(Exit(Kind.END, why=f"unknown: {table} {target} leads to itself"))
-        chain = self._chain(table, target)
+        chain = self._chain(table, target, self._protocol(form) or protocol)
         comes_back, other = (Kind.BACK, Kind.ON) if form.rule.goto else (Kind.ON, Kind.BACK)
         if not has(chain, other):
             return chain
@@ -96,12 +103,18 @@ class Chains:
 
         return self.diagrams.mapped(chain, come_back)
 
+    def _protocol(self, form: Form) -> int | None:
+        """The protocol that a rule asks for."""
+        for option in form.rule.head:
+            if option.name == "-p" and not option.negated:
+                return self._rules.fields.protocol(option.values[0])
+        return None
+
     def _unknown(self, place: str) -> Diagram:
         """A target that isn't known: it may end the packet's way, or the packet goes on and some of it has changed."""
-        fields = self._rules.fields
         ends = self.diagrams.sure(Exit(Kind.END, why=f"unknown: {place}"))
         goes_on = self.diagrams.sure(ON._replace(change=Change(met=(place,))))
-        return self.diagrams.pick(fields.unknown("ends at", place), ends, goes_on)
+        return self.diagrams.pick(self._rules.fields.unknown("ends at", place), ends, goes_on)
 
 
 def _place(table: str, name: str, form: Form) -> str:

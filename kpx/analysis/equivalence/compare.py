@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.chains import Chains, Shared
-from kpx.analysis.equivalence.diagram import LEAF, STEP, Diagram, Diagrams, variables, zipped
+from kpx.analysis.equivalence.diagram import LEAF, STEP, UNIT, Diagram, Diagrams, variables, zipped
 from kpx.analysis.equivalence.exits import NOTHING, Change, Exit, Exits, Kind, trait
 from kpx.analysis.equivalence.fields import HOMES, Fields
 from kpx.analysis.equivalence.rules import Rules
@@ -166,8 +166,8 @@ class _Walk:
         self._box: dict[int, tuple[int, int]] = {}
         if not new:
             self._box[fields.STATE] = (1, len(fields.STATES) - 1)
-        if not sent:
-            self._box[fields.IN] = (1, comparison.fields.size(fields.IN) - 1)
+        # Where a packet has no interface on one side, the rules have been told so; here they have one.
+        self._box[fields.IN] = self._box[fields.OUT] = (1, comparison.fields.size(fields.IN) - 1)
 
     def run(self) -> None:
         """Find divergences."""
@@ -294,19 +294,22 @@ class _Walk:
             self._explore(*kids, leaves)
 
     def _conclude(self, left: Mix, right: Mix, leaves: tuple[Diagram, Diagram]) -> None:
-        found: dict[End, list[int]] = {}
-        for sign, mix in ((1, left), (-1, right)):
-            for leaf, (weight, ways) in mix.items():
-                for end, share in leaf.ends.items():
-                    total = found.setdefault(self._at_port(end), [0, 0])
-                    total[0] += sign * weight * share // (1 << 128)
-                    total[1] += ways
-        if all(abs(weight) <= ways * TOLERANCE + _ROUNDING for weight, ways in found.values()):
+        ends = self._ends(left), self._ends(right)
+        if all(_near(*(side.get(end, (0, 0)) for side in ends)) for end in {**ends[0], **ends[1]}):
             return
         whole = (self._mixed(0, leaves[0]), self._mixed(1, leaves[1]))
         self.compared.divergences.append(Divergence(self.sent, dict(self._box), whole))
         if len(self.compared.divergences) >= _ENOUGH:
             raise _EnoughError
+
+    def _ends(self, mix: Mix) -> Mapping[End, tuple[int, int]]:
+        found: dict[End, tuple[int, int]] = {}
+        for leaf, (weight, ways) in mix.items():
+            for end, share in leaf.ends.items():
+                end = self._at_port(end)
+                before, count = found.get(end, (0, 0))
+                found[end] = (before + weight * share // UNIT, count + ways)
+        return found
 
     def _at_port(self, end: Hashable) -> End:
         """The end with the packet's own port, if it is translated without one and the box has just one."""
@@ -317,6 +320,11 @@ class _Walk:
         return end
 
 
+def _near(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two weights differ by no more than is tolerated for as many ways as there are."""
+    return abs(one[0] - other[0]) <= max(one[1], other[1]) * TOLERANCE + _ROUNDING
+
+
 def _put(mix: Mix, part: Diagram, weight: int, ways: int = 1) -> None:
     before, count = mix.get(part, (0, 0))
     mix[part] = (before + weight, count + ways)
@@ -324,11 +332,7 @@ def _put(mix: Mix, part: Diagram, weight: int, ways: int = 1) -> None:
 
 def _cancelled(left: Mix, right: Mix) -> tuple[Mix, Mix]:
     """Without what is the same on both sides, and has the same weight."""
-    same = {
-        part
-        for part, (weight, ways) in left.items()
-        if part in right and abs(weight - right[part][0]) <= max(ways, right[part][1]) * TOLERANCE + _ROUNDING
-    }
+    same = {part for part, (weight, ways) in left.items() if part in right and _near((weight, ways), right[part])}
     if not same:
         return left, right
     return tuple({part: one for part, one in mix.items() if part not in same} for mix in (left, right))  # type: ignore[return-value]

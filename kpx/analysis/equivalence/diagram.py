@@ -13,6 +13,8 @@ on a packet's way, what is lost can't be seen beside a step of 2^-31, in which t
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
+from kpx.errors import KpxError
+
 Ends = Mapping[Hashable, int]
 
 LEAF = 1 << 62
@@ -44,6 +46,14 @@ class Diagram:
 
 
 _NO_ENDS: Ends = {}
+_MOST = 40_000_000
+"""How many intervals and ends there may be; 10,000 Services need a quarter of that, and 4 GB of memory hold so many."""
+
+
+class TooComplexError(KpxError):
+    """Rules that tell so many classes of packets apart that they can't all be looked at."""
+
+
 _LAST_BIT = 56
 
 
@@ -60,6 +70,7 @@ class Diagrams:
 
     def __init__(self, trait: Callable[[Hashable], int] = lambda end: 0) -> None:
         self._trait = trait
+        self._room = _MOST
         self._leaves: dict[frozenset[tuple[Hashable, int]], Diagram] = {}
         self._nodes: dict[tuple[int, tuple[int, ...], tuple[Diagram, ...]], Diagram] = {}
         self._picked: dict[tuple[Diagram, Diagram, Diagram], Diagram] = {}
@@ -72,11 +83,17 @@ class Diagrams:
         key = frozenset(ends.items())
         found = self._leaves.get(key)
         if found is None:
+            self._take(len(ends))
             traits = 0
             for end in ends:
                 traits |= self._trait(end)
             found = self._leaves[key] = Diagram(LEAF, (), (), ends, traits)
         return found
+
+    def _take(self, room: int) -> None:
+        self._room -= room
+        if self._room < 0:
+            raise TooComplexError("these rules tell too many classes of packets apart to compare all of them")
 
     def sure(self, end: Hashable) -> Diagram:
         """A leaf with one end."""
@@ -97,6 +114,7 @@ class Diagrams:
         key = (var, tuple(starts), tuple(differing))
         found = self._nodes.get(key)
         if found is None:
+            self._take(len(differing))
             traits = bit_of(var)
             for kid in differing:
                 traits |= kid.traits

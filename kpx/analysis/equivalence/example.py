@@ -100,6 +100,8 @@ class _Maker:
 
     def example(self) -> Example:
         """The example."""
+        for var in self.box:
+            self._value(var)
         sides = (self._shares(0), self._shares(1))
         packet = self._packet()
         own = tuple(dict.fromkeys(self._own_addresses(packet)))

@@ -44,13 +44,18 @@ class Elsewhere:
 Condition = Diagram | Chance | Note | Elsewhere
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Form:
     """A rule's conditions, in the order in which they are asked. `asked` are the lists of clients that they look at."""
 
     rule: Rule
     conditions: tuple[Condition, ...]
     asked: tuple[str, ...]
+
+    @property
+    def has_place(self) -> bool:
+        """Whether it depends on where it stands what the rule does."""
+        return any(isinstance(one, Elsewhere) for one in self.conditions)
 
 
 _STATEFUL = frozenset({"limit", "hashlimit", "quota", "connlimit", "nfacct", "rateest", "statistic", "recent"})

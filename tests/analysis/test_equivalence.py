@@ -1,0 +1,333 @@
+"""Equivalence: equal rulesets are found equal, differences are found, and each example is what the simulator says."""
+
+import os
+import random
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from itertools import islice
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kpx
+from kpx.analysis.equivalence import Example, Side, compare, examples
+from kpx.analysis.packet import Fate, Host, Packet
+from kpx.analysis.simulate import Simulator, tables_of, tables_of_save
+from kpx.compiler import tree
+from kpx.compiler.dispatch import DEFAULT
+from kpx.compiler.words import one_in
+from kpx.family import Family
+from kpx.netfilter.ruleset import Rules, Ruleset
+from kpx.netfilter.save import parse_save
+from kpx.sources import manifests
+from tests.analysis.mutations import KINDS, mutations
+from tests.analysis.probes import PROTOCOLS
+from tests.analysis.test_equality import CASES, shown, shuffled, sticky
+from tests.compiler.clusters import Manifest, clusters, configs
+from tests.compiler.layouts import Input
+from tests.compiler.towns import CONFIG, rivals, town
+from tests.kernel import FAMILIES, case_path
+from tests.netfilter.sketch import sketch
+
+IPV4 = Family.IPV4
+CHANCE = "-m statistic --mode random --probability"
+KNOWN = "-m recent --rcheck --name X --rsource"
+PAIRS = int(os.environ.get("KPX_PAIRS", "20"))
+"""How many pairs with reordered chains are compared."""
+
+
+def side(ruleset: Ruleset) -> Side:
+    return tables_of(ruleset), {}
+
+
+def dump(name: str, family: Family = IPV4) -> Side:
+    return tables_of_save(parse_save((case_path(name) / f"{family}.save").read_text()))
+
+
+def chains(nat: Mapping[str, Rules] | None = None, filter_: Mapping[str, Rules] | None = None) -> Side:
+    return {"nat": nat or {}, "filter": filter_ or {}}, {}
+
+
+def difference(one: Side, other: Side, family: Family = IPV4) -> Example | None:
+    return next(iter(examples(compare(one, other, family))), None)
+
+
+def assert_equivalent(one: Side, other: Side, family: Family = IPV4) -> None:
+    found = difference(one, other, family)
+    assert found is None, found
+
+
+def assert_as_simulated(found: Example, *sides: Side) -> None:
+    """Both sides do to the example what the simulator says they do, and that is not the same."""
+    family = found.packet.family
+    met = []
+    for (tables, policies), told in zip(sides, found.sides, strict=True):
+        simulator = Simulator(tables, family, Host(found.addresses), policies)
+        told_shares: dict[object, Fraction] = {}
+        for one in told:
+            told_shares[one.outcome] = told_shares.get(one.outcome, Fraction(0)) + one.probability
+        simulated = simulator.outcomes(found.packet, found.known)
+        assert simulated.keys() == told_shares.keys(), (found, shown(simulated))
+        assert all(abs(simulated[one] - told_shares[one]) < Fraction(1, 1 << 60) for one in simulated)
+        met.append((simulated, {(one.outcome, one.noted) for one in told}))
+    assert met[0] != met[1]
+
+
+# -- equal ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tree_classic_and_kube_proxy_are_equivalent(name: str, family: Family) -> None:
+    case = case_path(name)
+    config, _ = kpx.parse_config((case / "config.yaml").read_bytes())
+    some = Input(manifests.load([str(case / "cluster.yaml")]).objects, config, family)
+    assert_equivalent(side(some.classic()), dump(name, family), family)
+    assert_equivalent(dump(name, family), side(some.tree()), family)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(clusters(), configs, st.sampled_from(FAMILIES))
+def test_tree_and_classic_are_equivalent_for_any_cluster(
+    objects: list[Manifest], config: Manifest, family: Family
+) -> None:
+    some = Input.of(objects, config, family)
+    assert_equivalent(side(some.classic()), side(some.tree()), family)
+
+
+@pytest.mark.parametrize("objects", [town(150), rivals()], ids=["town", "rivals"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tree_and_classic_are_equivalent_at_size(objects: list[Manifest], family: Family) -> None:
+    some = Input.of(objects, CONFIG, family)
+    assert_equivalent(side(some.classic()), side(some.tree(DEFAULT, tree.choose)), family)
+
+
+def test_affinity_with_lists_of_groups_is_equivalent() -> None:
+    some = sticky()
+    assert_equivalent(side(some.classic()), side(some.tree(DEFAULT, tree.choose)))
+
+
+@pytest.mark.parametrize("number", range(PAIRS))
+def test_the_order_of_chains_and_of_unordered_rules_does_not_count(number: int) -> None:
+    pick = random.Random(number)
+    some = Input.of(town(12, seed=number), CONFIG, IPV4)
+    one = some.tree() if number % 2 else some.classic()
+    other = shuffled(one)
+    tables = {
+        name: dict(pick.sample(list(chains_.items()), len(chains_))) for name, chains_ in tables_of(other).items()
+    }
+    assert_equivalent(side(one), (tables, {}))
+
+
+def test_names_of_chains_and_comments_do_not_count() -> None:
+    tables, policies = dump("loadbalancer-source-ranges")
+    nat = {re.sub("^KUBE-(SVC|EXT|FW)-", r"MY-\1-", name): rules for name, rules in tables["nat"].items()}
+    renamed = {
+        name: tuple(re.sub(r"-j KUBE-(SVC|EXT|FW)-", r"-j MY-\1-", rule).replace("shop/", "mall/") for rule in rules)
+        for name, rules in nat.items()
+    }
+    assert_equivalent((tables, policies), ({**tables, "nat": renamed}, policies))
+
+
+def test_rules_that_no_packet_reaches_do_not_count() -> None:
+    nat = {"PREROUTING": ("-d 10.0.0.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.1.1.1:80",)}
+    filter_ = {"FORWARD": ("-d 10.0.0.1/32 -p tcp -m conntrack --ctstate NEW -m tcp --dport 80 -j DROP",)}
+    assert_equivalent(chains(nat), chains(nat, filter_))
+    assert difference(chains(), chains(filter_=filter_)) is not None
+
+
+@pytest.mark.parametrize("number", [*range(2, 18), 40, 99, 100, 333, 640, 1000])
+def test_every_share_is_within_one_step_of_its_due(number: int) -> None:
+    """What the tolerance is derived from: of n endpoints each gets 1/n, but for less than one step of 2^-31."""
+    left, step = Fraction(1), Fraction(1, 1 << 31)
+    for ahead in range(number, 0, -1):
+        written = one_in(ahead).split()[-1] if ahead > 1 else "1"
+        share = left * Fraction(round(float(written) * (1 << 31)), 1 << 31)
+        assert abs(share - Fraction(1, number)) < step
+        left -= share
+
+
+# -- different -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("-p tcp -j DROP", "-p udp -j DROP"),
+        ("-d 10.0.0.0/8 -j DROP", "-d 10.0.0.0/9 -j DROP"),
+        ("! -s 10.0.0.0/8 -j DROP", "-j DROP"),
+        ("-p tcp -m tcp --dport 80 -j DROP", "-p tcp -m tcp --dport 80:81 -j DROP"),
+        ("-p tcp -m tcp --sport 1 -j DROP", "-p tcp -j DROP"),
+        ("-i eth0 -j DROP", "-i eth+ -j DROP"),
+        ("-i eth0 -j DROP", "-o eth0 -j DROP"),
+        ("-m mark --mark 0x4000/0x4000 -j DROP", "-m mark --mark 0x4000 -j DROP"),
+        ("-m conntrack --ctstate NEW -j DROP", "-m conntrack --ctstate NEW,RELATED -j DROP"),
+        ("-m conntrack --ctstate DNAT -j DROP", "-m conntrack --ctstate SNAT -j DROP"),
+        ("-m addrtype --src-type LOCAL -j DROP", "-j DROP"),
+        (f"{CHANCE} 0.5 -j DROP", f"{CHANCE} 0.50001 -j DROP"),
+        (f"{KNOWN} --seconds 60 -j DROP", f"{KNOWN} --seconds 61 -j DROP"),
+        ("-j DROP", "-j REJECT"),
+        ("-j REJECT", "-p tcp -j REJECT --reject-with tcp-reset"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("hook", ["FORWARD", "INPUT"])
+def test_every_kind_of_match_tells_packets_apart(one: str, other: str, hook: str) -> None:
+    if hook == "INPUT" and "-o " in other:
+        pytest.skip("nothing leaves there")
+    sides = chains(filter_={hook: (one,)}), chains(filter_={hook: (other,)})
+    found = difference(*sides)
+    assert found is not None
+    assert found.is_certain
+    if "DNAT" not in one:
+        assert_as_simulated(found, *sides)
+    for tables in sides:
+        assert_equivalent(tables, tables)
+
+
+def test_a_lost_note_is_a_difference() -> None:
+    """It shows in the next connection only."""
+    tables, policies = dump("session-affinity")
+    chain = next(name for name, rules in tables["nat"].items() if any("--set " in rule for rule in rules))
+    rules = tuple(re.sub("-m recent .*--rsource ", "", rule) for rule in tables["nat"][chain])
+    other = {**tables, "nat": {**tables["nat"], chain: rules}}
+    found = difference((tables, policies), (other, policies))
+    assert found is not None
+    assert_as_simulated(found, (tables, policies), (other, policies))
+
+
+def test_a_policy_is_a_difference() -> None:
+    found = difference(
+        ({"filter": {"FORWARD": ()}}, {}), ({"filter": {"FORWARD": ()}}, {("filter", "FORWARD"): "DROP"})
+    )
+    assert found is not None
+    assert [[share.outcome.fate for share in told] for told in found.sides] == [[Fate.UNTOUCHED], [Fate.DROPPED]]
+
+
+def test_the_smallest_difference_that_is_tolerated_and_the_next() -> None:
+    def spread(steps: int) -> Side:
+        chance = f"-m statistic --mode random --probability {(steps / (1 << 31)):.11f}"
+        return chains(
+            {
+                "PREROUTING": (
+                    f"-p tcp {chance} -j DNAT --to-destination 10.1.1.1",
+                    "-p tcp -j DNAT --to-destination 10.1.1.2",
+                )
+            }
+        )
+
+    half = 1 << 30
+    assert_equivalent(spread(half), spread(half + 2))
+    found = difference(spread(half), spread(half + 3))
+    assert found is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutations_are_found_and_their_examples_are_true(kind: str) -> None:
+    """Those that aren't found are neighbours that no packet matches both of, or rules without effect."""
+    for seed in range(2):
+        some = Input.of(town(6, seed=seed), CONFIG, IPV4)
+        one = side(some.tree())
+        found = 0
+        of_kind = (mutation for mutation in mutations(one[0], random.Random(seed)) if mutation.kind == kind)
+        for mutation in islice(of_kind, 4):
+            other = (mutation.tables, one[1])
+            example = difference(one, other)
+            if example is not None:
+                assert_as_simulated(example, one, other)
+                found += 1
+            else:
+                assert kind in ("swapped", "dropped"), mutation.where
+        assert found or kind == "swapped"
+
+
+# -- unknown -------------------------------------------------------------------------------------------
+
+
+def test_unknown_matches_are_the_same_where_they_read_the_same() -> None:
+    strange = chains(filter_={"FORWARD": ("-m set --match-set some src -j DROP",)})
+    assert_equivalent(strange, strange)
+    assert compare(strange, strange, IPV4).unknown == ("set --match-set some src",)
+    found = difference(strange, chains(filter_={"FORWARD": ("-m set --match-set others src -j DROP",)}))
+    assert found is not None
+    assert not found.is_certain
+    found = difference(strange, chains(filter_={"FORWARD": ("-m set --match-set some src -j REJECT",)}))
+    assert found is not None
+
+
+def test_a_limit_is_the_same_in_its_own_place_only() -> None:
+    rule = "-m limit --limit 1/sec -j DROP"
+    one = chains(filter_={"FORWARD": (rule,)})
+    assert_equivalent(one, chains(filter_={"FORWARD": (f"-m comment --comment x {rule}",)}))
+    found = difference(one, chains(filter_={"FORWARD": ("-j A",), "A": (rule,)}))
+    assert found is not None
+    assert not found.is_certain
+
+
+def test_unknown_targets_are_the_same_in_their_place() -> None:
+    one = chains({"PREROUTING": ("-p tcp -j MYSTERY", "-j DNAT --to-destination 10.1.1.1")})
+    assert_equivalent(one, one)
+    found = difference(one, chains({"PREROUTING": ("-j DNAT --to-destination 10.1.1.1",)}))
+    assert found is not None
+    assert not found.is_certain
+
+
+# -- against the simulator -----------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from(FAMILIES))
+def test_any_rules_can_be_compared(chance: random.Random, family: Family) -> None:
+    def some() -> Side:
+        rules = [sketch(chance, family).text() for _ in range(4)]
+        return chains({"PREROUTING": tuple(rules[:2])}, {"FORWARD": (*rules[2:], "-j KUBE-A"), "KUBE-A": ()})
+
+    one, other = some(), some()
+    assert_equivalent(one, one, family)
+    found = difference(one, other, family)
+    if found is not None and found.is_certain and not found.assumed:
+        assert_as_simulated(found, one, other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_what_is_called_equivalent_is_the_same_for_random_packets(chance: random.Random) -> None:
+    """The other way round: what the simulator tells apart is found."""
+    parts = [
+        "-d 10.0.0.0/30",
+        "-s 10.0.0.0/31",
+        "-p tcp",
+        "-p udp",
+        "! -d 10.0.0.1/32",
+        "-m mark --mark 0x1/0x1",
+        "-i a",
+    ]
+    targets = ["-j DROP", "-j RETURN", "-j MARK --set-xmark 0x1/0x1", "-j A", "-g A", "-j ACCEPT"]
+
+    def rule() -> str:
+        return " ".join([*chance.sample(parts, chance.randrange(3)), chance.choice(targets[: 6 if deep else 3])])
+
+    sides = []
+    for _ in range(2):
+        deep = False
+        below = tuple(rule() for _ in range(2))
+        deep = True
+        sides.append(chains(filter_={"FORWARD": tuple(rule() for _ in range(3)), "A": below}))
+    found = difference(sides[0], sides[1])
+    if found is not None:
+        assert_as_simulated(found, *sides)
+        return
+    for _ in range(60):
+        source, destination = (f"10.0.0.{chance.randrange(6)}" for _ in range(2))
+        packet = Packet(
+            source,
+            destination,
+            chance.choice(PROTOCOLS),
+            80,
+            1,
+            in_interface=chance.choice("ab"),
+            mark=chance.randrange(3),
+        )
+        one, other = (Simulator(tables, IPV4, Host(["10.9.9.9"]), policies) for tables, policies in sides)
+        assert one.outcomes(packet) == other.outcomes(packet)
