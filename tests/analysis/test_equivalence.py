@@ -34,7 +34,7 @@ from tests.netfilter.sketch import sketch
 IPV4 = Family.IPV4
 CHANCE = "-m statistic --mode random --probability"
 KNOWN = "-m recent --rcheck --name X --rsource"
-PAIRS = int(os.environ.get("KPX_PAIRS", "20"))
+PAIRS = int(os.environ.get("KPX_PAIRS", "30"))
 """How many pairs with reordered chains are compared."""
 
 
@@ -88,7 +88,7 @@ def test_tree_classic_and_kube_proxy_are_equivalent(name: str, family: Family) -
     assert_equivalent(dump(name, family), side(some.tree()), family)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters(), configs, st.sampled_from(FAMILIES))
 def test_tree_and_classic_are_equivalent_for_any_cluster(
     objects: list[Manifest], config: Manifest, family: Family
@@ -227,11 +227,11 @@ def test_the_smallest_difference_that_is_tolerated_and_the_next() -> None:
 def test_mutations_are_found_and_their_examples_are_true(kind: str) -> None:
     """Those that aren't found are neighbours that no packet matches both of, or rules without effect."""
     for seed in range(2):
-        some = Input.of(town(6, seed=seed), CONFIG, IPV4)
+        some = Input.of(town(4, seed=seed), CONFIG, IPV4)
         one = side(some.tree())
         found = 0
         of_kind = (mutation for mutation in mutations(one[0], random.Random(seed)) if mutation.kind == kind)
-        for mutation in islice(of_kind, 4):
+        for mutation in islice(of_kind, 3):
             other = (mutation.tables, one[1])
             example = difference(one, other)
             if example is not None:
@@ -276,7 +276,7 @@ def test_unknown_targets_are_the_same_in_their_place() -> None:
 # -- against the simulator -----------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(FAMILIES))
 def test_any_rules_can_be_compared(chance: random.Random, family: Family) -> None:
     def some() -> Side:
@@ -290,7 +290,7 @@ def test_any_rules_can_be_compared(chance: random.Random, family: Family) -> Non
         assert_as_simulated(found, one, other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_what_is_called_equivalent_is_the_same_for_random_packets(chance: random.Random) -> None:
     """The other way round: what the simulator tells apart is found."""

@@ -91,7 +91,7 @@ class Compared:
 
 Side = tuple[Tables, Policies]
 
-_ENOUGH = 200
+_ENOUGH = 60
 """How many divergences to collect before choosing the plainest one."""
 
 
