@@ -36,7 +36,7 @@ def _replaced(pattern: str, by: Callable[[re.Match[str], random.Random], str]) -
 
 def _likelier(found: re.Match[str], pick: random.Random) -> str:
     old = float(found[1])
-    return f"--probability {min(old + pick.choice([0.001, 0.05, 0.3]), 1.0):.11f}"
+    return f"--probability {min(old + pick.choice([0.1, 0.3]), 1.0):.11f}"
 
 
 def _wider(found: re.Match[str], pick: random.Random) -> str:
@@ -63,17 +63,18 @@ KINDS: Mapping[str, Change] = {
 }
 
 
-def mutations(tables: Tables, pick: random.Random) -> Iterator[Mutation]:
-    """Mutations without end, of all kinds in turn, that change the text of some rule."""
+def mutations(tables: Tables, kind: str, pick: random.Random) -> Iterator[Mutation]:
+    """Mutations of one kind without end, each of which changes the text of some rule, or the order of two."""
     places = [
-        (table, chain, at) for table, chains in tables.items() for chain in chains for at in range(len(chains[chain]))
+        (table, chain, at)
+        for table, chains in tables.items()
+        for chain, rules in chains.items()
+        for at in range(len(rules))
     ]
     while True:
-        for kind, change in KINDS.items():
-            for table, chain, at in pick.sample(places, len(places)):
-                before = tables[table][chain]
-                after = change(before, at, pick)
-                if after != before:
-                    changed = {**tables, table: {**tables[table], chain: after}}
-                    yield Mutation(kind, f"{table} {chain} {at + 1}: {before[at]}", changed)
-                    break
+        table, chain, at = pick.choice(places)
+        before = tables[table][chain]
+        after = KINDS[kind](before, at, pick)
+        if after != before:
+            changed = {**tables, table: {**tables[table], chain: after}}
+            yield Mutation(kind, f"{table} {chain} {at + 1}: {before[at]}", changed)

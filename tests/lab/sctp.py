@@ -30,7 +30,7 @@ def send_sctp_init(
     ears = {_raw_socket(host, family): host for host in backends}
     try:
         with _raw_socket(client, family) as sender:
-            sender.sendto(_init(source_port, port), (address, 0))
+            sender.sendto(init(source_port, port), (address, 0))
         return _first_arrival(ears, time.monotonic() + patience)
     finally:
         for ear in ears:
@@ -56,8 +56,9 @@ def _is_init(segment: bytes) -> bool:
     return len(segment) == 32 and segment[12] == 1
 
 
-def _init(source_port: int, port: int) -> bytes:
-    chunk = struct.pack("!BBHIIHHI", 1, 0, 20, 0x1234ABCD, 65536, 1, 1, 1)
+def init(source_port: int, port: int, tag: int = 0x1234ABCD) -> bytes:
+    """An SCTP packet with an INIT that proposes a tag."""
+    chunk = struct.pack("!BBHIIHHI", 1, 0, 20, tag, 65536, 1, 1, 1)
     packet = struct.pack("!HHII", source_port, port, 0, 0) + chunk
     return packet[:8] + _crc32c(packet) + packet[12:]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from kpx.analysis.checks.finding import BUILT_IN, Finding, Jump, Severity, Tables
-from kpx.netfilter.names import OWN, PREFIXES
+from kpx.netfilter.names import OWN, ours
 
 _OLD = {
     "KUBE-PORTALS-": "the userspace mode of old kube-proxies",
@@ -19,6 +19,10 @@ _STANDING = OWN | {"KUBE-MARK-DROP"}
 """Chains that stand whether somebody jumps to them or not."""
 
 
+_ENTERED = BUILT_IN | {"KUBE-NODEPORTS"}
+"""From where chains are reached. A proxy that may use no address for node ports fills KUBE-NODEPORTS all the same."""
+
+
 def unreachable_chains(tables: Tables) -> Iterator[Finding]:
     """Chains of Services that no packet can reach, and other chains with rules that none can reach."""
     for table, chains in tables.jumps.items():
@@ -27,7 +31,7 @@ def unreachable_chains(tables: Tables) -> Iterator[Finding]:
         for chain, rules in chains.items():
             if chain in reached or chain in _STANDING or _old_mode(chain):
                 continue
-            if chain.startswith(PREFIXES):
+            if ours(chain):
                 yield _leftover(tables, table, chain, chain in called)
             elif rules:
                 yield Finding(
@@ -76,7 +80,7 @@ def _old_mode(chain: str) -> str:
 def _reached(chains: Mapping[str, tuple[Jump, ...]]) -> set[str]:
     """The chains that a way leads to from a built-in chain."""
     found: set[str] = set()
-    edge = [chain for chain in chains if chain in BUILT_IN]
+    edge = [chain for chain in chains if chain in _ENTERED]
     while edge:
         chain = edge.pop()
         if chain not in found:

@@ -15,18 +15,9 @@ Key = tuple[str, str, str]
 
 
 def node_ports_last(tables: Tables) -> Iterator[Finding]:
-    """Rules of KUBE-SERVICES behind the jump to KUBE-NODEPORTS, and node ports without a jump to them."""
+    """Rules of KUBE-SERVICES behind the jump to KUBE-NODEPORTS."""
     rules = tables.of("nat", "KUBE-SERVICES")
     last = [jump.position for jump in rules if jump.target == "KUBE-NODEPORTS"]
-    if rules and not last and tables.of("nat", "KUBE-NODEPORTS"):
-        yield Finding(
-            "nodeports-not-last",
-            Severity.ERROR,
-            "nat",
-            "KUBE-SERVICES",
-            "no rule jumps to KUBE-NODEPORTS: no node port can be reached",
-            "Have the proxy write the chain again (`kpx apply`).",
-        )
     for jump in rules:
         if last and jump.position > last[0] and jump.target != "KUBE-NODEPORTS":
             yield jump.found(

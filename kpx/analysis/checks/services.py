@@ -15,10 +15,12 @@ _GROUPS = ("KPX-SVC-", "KPX-SVL-")
 
 
 def unequal_shares(tables: Tables) -> Iterator[Finding]:
-    """Chains of Services that don't give all their endpoints the same share of new clients.
+    """Chains of Services that leave new clients without endpoint, or give endpoints different shares of them.
 
-    Of n endpoints each gets 1/n, within n steps of 2^-31: both what kube-proxy writes and what kpx writes is closer.
+    Of n endpoints each gets 1/n, within n steps of 2^-31. Only kube-proxy's rules, which its canary tells, are held to
+    that: kpx also writes what annotations ask for, where endpoints have different weights.
     """
+    of_kube_proxy = "KUBE-PROXY-CANARY" in tables.chains.get("nat", {})
     for chain, rules in tables.named("nat", *_CHOICES):
         shares = _shares(tables, chain, 1.0, depth=0)
         if not shares or (len(shares) == 1 and sum(shares.values()) > 0.999):
@@ -27,7 +29,7 @@ def unequal_shares(tables: Tables) -> Iterator[Finding]:
         unfair = {one: share for one, share in shares.items() if abs(share - fair) > len(shares) * _STEP}
         if rest > len(shares) * _STEP:
             message = f"leaves {_percent(rest)} of new connections without endpoint"
-        elif unfair:
+        elif unfair and of_kube_proxy:
             least, most = min(unfair, key=unfair.__getitem__), max(unfair, key=unfair.__getitem__)
             message = (
                 f"of {len(shares)} endpoints each should get {_percent(fair)} of new clients, but {least} gets "

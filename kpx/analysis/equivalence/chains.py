@@ -84,7 +84,7 @@ class Chains:
 
     def _action(self, table: str, name: str, form: Form, protocol: int | None) -> Diagram:
         """What a rule does where it matches."""
-        exit_ = exit_of(form.rule)
+        exit_ = exit_of(form.rule, self._rules.fields.family)
         if exit_ is not None:
             return self.diagrams.sure(exit_)
         target = form.rule.target or ""

@@ -196,9 +196,8 @@ class Diagrams:
             self._scaled[key] = found
         return found
 
-    def chance(self, steps: int, yes: Diagram, no: Diagram) -> Diagram:
-        """One diagram with a probability, in steps of 2^-31, and else another one."""
-        weight = steps * STEP
+    def chance(self, weight: int, yes: Diagram, no: Diagram) -> Diagram:
+        """One diagram with a probability, and else another one."""
         if weight in (0, UNIT):
             return yes if weight else no
         return self.add(self.scale(weight, yes), self.scale(UNIT - weight, no))

@@ -8,22 +8,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from kpx.analysis.equivalence import fields
-from kpx.analysis.equivalence.diagram import STEPS, Diagram
+from kpx.analysis.equivalence.diagram import STEP, STEPS, UNIT, Diagram
 from kpx.analysis.equivalence.exits import MASQUERADE, Change, Exit, Exits, Kind
 from kpx.analysis.equivalence.fields import FOREVER, HOMES, STATES, Fields
 from kpx.analysis.packet import number
 from kpx.family import Family
-from kpx.netfilter.options import Option
+from kpx.netfilter.options import Option, Options
 from kpx.netfilter.rule import Match, Rule, RuleError, format_rule, normal_rule, parse_rule
 
 
 @dataclass(frozen=True, slots=True)
 class Chance:
-    """A match that holds with a probability, in steps of 2^-31."""
+    """A match that holds with a probability, given as a weight."""
 
-    steps: int
+    weight: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Rules:
             if isinstance(condition, Diagram):
                 action = diagrams.pick(condition, action, on)
             elif isinstance(condition, Chance):
-                action = diagrams.chance(condition.steps, action, on)
+                action = diagrams.chance(condition.weight, action, on)
             elif isinstance(condition, Note):
                 noted = self.exits.then(Change(noted=(condition.name,)), action)
                 action = diagrams.pick(condition.test, noted, on)
@@ -130,7 +131,7 @@ class Rules:
         options = {option.name: option.values for option in match.options if not option.negated}
         actions = options.keys() & {"--set", "--rcheck", "--update"}
         details = {"--name", "--mask", "--rsource", "--seconds", "--reap"}
-        with suppress(ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError):
             (name,), (seconds,), (mask,) = options["--name"], options.get("--seconds", (FOREVER,)), options["--mask"]
             everything = (1 << self.fields.family.host_bits) - 1
             single = (
@@ -160,13 +161,16 @@ def _text(match: Match) -> str:
 
 
 def _chance(match: Match) -> Condition:
+    """A random choice, or one in turn (`nth`), which takes the same share of connections."""
     options = {option.name: option for option in match.options}
     with suppress(ValueError, KeyError):
-        if options["--mode"].values == ("random",) and len(options) == 2:
-            (value,), negated = options["--probability"].values, options["--probability"].negated
-            steps = round(float(value) * (1 << STEPS))
-            if 0 <= steps <= 1 << STEPS:
-                return Chance((1 << STEPS) - steps if negated else steps)
+        (mode,) = options["--mode"].values
+        name = {"random": "--probability", "nth": "--every"}[mode]
+        (value,), negated = options[name].values, options[name].negated
+        if options.keys() <= ({"--mode", name} if mode == "random" else {"--mode", name, "--packet"}):
+            weight = round(float(value) * (1 << STEPS)) * STEP if mode == "random" else UNIT // max(int(value), 1)
+            if 0 <= weight <= UNIT:
+                return Chance(UNIT - weight if negated else weight)
     return Elsewhere(_text(match))
 
 
@@ -288,7 +292,7 @@ _OPTIONS: Mapping[str, Mapping[str, Maker]] = {
 # ---- targets ----
 
 
-def exit_of(rule: Rule) -> Exit | None:
+def exit_of(rule: Rule, family: Family) -> Exit | None:
     """How packets leave a rule that they match; None if its target is a chain, or isn't known."""
     target, options = rule.target or "", rule.target_options
     if target in SILENT:
@@ -298,8 +302,14 @@ def exit_of(rule: Rule) -> Exit | None:
     if target == "REJECT":
         return Exit(Kind.END, why=" ".join(["rejected", *(value for option in options for value in option.values)]))
     with suppress(TypeError, ValueError, OSError, KeyError):
-        return _EXITS[target](**{option.name.lstrip("-").replace("-", "_"): option.values for option in options})
+        if target == "DNAT":
+            return _dnat(family, **_values(options))
+        return _EXITS[target](**_values(options))
     return None
+
+
+def _values(options: Options) -> dict[str, Any]:
+    return {option.name.lstrip("-").replace("-", "_"): option.values for option in options}
 
 
 _VERDICTS = {
@@ -314,7 +324,7 @@ def _set_mark(set_xmark: tuple[str]) -> Exit:
     return Exit(Kind.ON, Change(clear=int(mask or "0xffffffff", 0), flip=int(stored, 0)))
 
 
-def _dnat(to_destination: tuple[str], persistent: tuple[()] = ()) -> Exit:
+def _dnat(family: Family, to_destination: tuple[str], persistent: tuple[()] = ()) -> Exit:
     (value,) = to_destination
     host, port = value, ""
     if value.startswith("["):
@@ -322,7 +332,10 @@ def _dnat(to_destination: tuple[str], persistent: tuple[()] = ()) -> Exit:
         port = port.removeprefix(":")
     elif value.count(":") == 1:
         host, _, port = value.partition(":")
-    return Exit(Kind.ACCEPT, Change(to=(number(host), int(port) if port else None)))
+    address = number(host)
+    if (":" in host) != (family is Family.IPV6) or int(port or 0) > 65_535:
+        raise ValueError(value)
+    return Exit(Kind.ACCEPT, Change(to=(address, int(port) if port else None)))
 
 
 def _masquerade(random: tuple[()] = (), random_fully: tuple[()] = (), to_ports: tuple[str, ...] = ()) -> Exit:
@@ -339,7 +352,6 @@ def _untracked(notrack: tuple[()] = ()) -> Exit:
 
 _EXITS: Mapping[str, Callable[..., Exit]] = {
     "MARK": _set_mark,
-    "DNAT": _dnat,
     "MASQUERADE": _masquerade,
     "SNAT": _snat,
     "NOTRACK": _untracked,

@@ -1,0 +1,125 @@
+"""Every mutation that changes a verdict is found, and the kernel confirms the packet that is printed.
+
+A mutation counts if the simulator tells it by one of many probes, none of which comes from the comparison.
+"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice
+
+import pytest
+from scipy.stats import chisquare
+
+from kpx.analysis.equivalence import Example, Share, compare, examples
+from kpx.analysis.packet import Host
+from kpx.analysis.simulate import Simulator, Tables, tables_of
+from kpx.family import Family
+from kpx.netfilter.ruleset import Ruleset
+from tests.analysis.arena import OWN, Arena, Seen, seen_as
+from tests.analysis.mutations import KINDS, Mutation, mutations
+from tests.analysis.probes import destinations, from_everywhere
+from tests.compiler.layouts import Input
+from tests.compiler.towns import CONFIG, town
+from tests.kernel import needs_kernel
+
+MUTATIONS = int(os.environ.get("KPX_MUTATIONS", "12"))
+CLEAR = 300
+"""How far from each other, in terms of chi-square, what both sides do shall be: chance never looks like that."""
+
+pytestmark = [pytest.mark.kernel, needs_kernel]
+
+
+@pytest.fixture(scope="module")
+def arenas() -> Iterator[tuple[Arena, Arena]]:
+    with Arena() as one, Arena() as other:
+        yield one, other
+
+
+def cluster(seed: int) -> tuple[Ruleset, Ruleset]:
+    some = Input.of(town(5, seed=seed), CONFIG, Family.IPV4)
+    return some.classic(), some.tree()
+
+
+def chosen(seed: int, kinds: Sequence[str]) -> Iterator[tuple[Tables, Mutation]]:
+    """A mutation of each of these kinds of a cluster's rules, which some probe tells."""
+    classic, tree = cluster(seed)
+    before = tables_of(tree if seed % 2 else classic)
+    pick = random.Random(seed)
+    probes = [packet for one in destinations(classic, tree) for packet in from_everywhere(one, Family.IPV4)]
+    pick.shuffle(probes)
+    host = Host([OWN])
+    unharmed = Simulator(before, Family.IPV4, host)
+
+    def tells(mutation: Mutation) -> bool:
+        harmed = Simulator(mutation.tables, Family.IPV4, host)
+        return any(unharmed.outcomes(packet) != harmed.outcomes(packet) for packet in probes[:3000])
+
+    for kind in kinds:
+        yield before, next(filter(tells, mutations(before, kind, pick)))
+
+
+def shares(side: tuple[Share, ...], example: Example) -> Mapping[Seen, float]:
+    found: dict[Seen, float] = {}
+    for one in side:
+        what = seen_as(one.outcome, example.packet)
+        found[what] = found.get(what, 0.0) + float(one.probability)
+    return found
+
+
+def fits(seen: Counter[Seen], expected: Mapping[Seen, float], least: float) -> bool:
+    """Whether what was seen can well be what was expected."""
+    total = sum(seen.values())
+    if not seen.keys() <= expected.keys():
+        return False
+    if len(expected) == 1:
+        return True
+    counted = [seen[one] for one in expected]
+    return bool(
+        chisquare(counted, [share * total / sum(expected.values()) for share in expected.values()]).pvalue > least
+    )
+
+
+def enough(one: Mapping[Seen, float], other: Mapping[Seen, float]) -> int:
+    """How many packets it takes to tell two distributions apart."""
+    if len(one) == len(other) == 1:
+        return 1
+    pairs = [(one.get(it, 0.0), other.get(it, 0.0)) for it in {**one, **other}]
+    apart = sum((left - right) ** 2 / max(left, right) for left, right in pairs)
+    return min(int(CLEAR / apart) + 100, 60_000)
+
+
+def confirmed(arenas: tuple[Arena, Arena], example: Example, tables: tuple[Tables, Tables]) -> str:
+    """Why the kernel doesn't agree with what both sides are said to do to an example; empty if it does."""
+    told = [shares(side, example) for side in example.sides]
+    if told[0] == told[1]:
+        return f"what can be seen is the same on both sides: {example}"
+    count = enough(*told)
+    met = []
+    for arena, rules, expected in zip(arenas, tables, told, strict=True):
+        arena.load(rules)
+        with arena.prepared(example.addresses, example.known, example.packet):
+            seen = arena.outcomes(example.packet, expected, count)
+            if not fits(seen, expected, 1e-3):  # once in a thousand times that's chance
+                seen = arena.outcomes(example.packet, expected, count)
+        if not fits(seen, expected, 1e-3):
+            return f"{example}\nexpected {dict(expected)}\nseen {dict(seen)}"
+        met.append(seen)
+    if fits(met[0], told[1], 1e-6) and fits(met[1], told[0], 1e-6):
+        return f"not different enough: {example}\n{met}"
+    return ""
+
+
+@pytest.mark.timeout(3000)
+def test_every_mutation_is_found_and_confirmed(arenas: tuple[Arena, Arena]) -> None:
+    wrong = []
+    kinds = list(islice(cycle(KINDS), MUTATIONS))
+    for seed, some in enumerate(kinds[at : at + 12] for at in range(0, MUTATIONS, 12)):
+        for before, mutation in chosen(seed, some):
+            found = compare((before, {}), (mutation.tables, {}), Family.IPV4)
+            example = next(iter(examples(found)), None)
+            why = confirmed(arenas, example, (before, mutation.tables)) if example else "not found"
+            if why:
+                wrong.append(f"{mutation.kind}: {mutation.where}\n{why}")
+    assert not wrong, f"{len(wrong)} of {MUTATIONS}:\n" + "\n\n".join(wrong)
