@@ -27,6 +27,10 @@ image:
 	@rm -f build/kpx-image.tar
 	@sh charts/image/build.sh archive build/kpx-image.tar
 
+docs: setup
+	@$(BIN)/python -m tests.docs build/docs
+	@echo "build/docs/index.html"
+
 bench: setup
 	$(BIN)/python -m tests.bench
 

@@ -4,6 +4,7 @@ import gc
 import logging
 import sys
 from importlib import import_module
+from inspect import cleandoc
 
 import click
 import structlog
@@ -37,6 +38,9 @@ class _Commands(click.Group):
             return None
         command: click.Command = import_module(f"kpx.cli.{cmd_name}").command
         command.short_help = COMMANDS[cmd_name]
+        text, mark, example = cleandoc(command.help or "").partition("\b\nExample:")
+        if mark:  # the last thing that help shows, below the options
+            command.help, command.epilog = text.rstrip(), mark + example
         return command
 
 

@@ -11,6 +11,9 @@ Claim = tuple[str, str, int]
 Claimant = tuple[str, str]
 """Namespace and name of a Service."""
 
+Claimants = Claimant | set[Claimant]
+"""The only claimant, or all of several."""
+
 
 def claims_of(port: ServicePort) -> Iterator[tuple[str, Claim]]:
     """What a service port claims, by the field of the Service that does so."""
@@ -28,7 +31,7 @@ class Claims:
 
     def __init__(self) -> None:
         # Nearly every claim has one claimant: a set for each would take more memory than all the rest.
-        self._claimants: dict[Claim, Claimant | set[Claimant]] = {}
+        self._claimants: dict[Claim, Claimants] = {}
         self._made: dict[Claimant, tuple[Claim, ...]] = {}
 
     def set(self, claimant: Claimant, ports: Iterable[ServicePort]) -> frozenset[Claimant]:
