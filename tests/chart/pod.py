@@ -61,9 +61,9 @@ class Image:
 
 THIS_HOST = Image(
     Path("/"),
-    ("/kpx/venv/bin/python", "-m", "kpx"),
-    "/kpx/source",
-    {"/kpx/venv": Path(sys.prefix), "/kpx/source": ROOT},
+    ("/run-kpx/venv/bin/python", "-m", "kpx"),
+    "/run-kpx/source",
+    {"/run-kpx/venv": Path(sys.prefix), "/run-kpx/source": ROOT},
 )
 """The host's own file system with this source tree, where no image is at hand."""
 
