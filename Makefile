@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl
+PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl procps
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
 .PHONY: demo test lint golden bench bench-plots image docs setup clean
