@@ -18,6 +18,7 @@ from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePort
 from kpx.explain.rules_alone import explain_rules
 from kpx.explain.world import World
 from kpx.family import Family
+from kpx.model.balance import DEFAULT_WEIGHT, RECENT_CLIENTS, AffinityScope, Balance
 
 SHOWN = 12
 """Endpoints that are listed, unless all are asked for."""
@@ -122,10 +123,31 @@ def _print_port(out: Console, port: ServicePortReport, shown: int) -> None:
 
 
 def _remarks(port: ServicePortReport) -> Iterator[str]:
-    if port.affinity_seconds:
-        yield f"A client stays with its endpoint for {port.affinity_seconds} s after its last connection."
+    if port.balance == Balance.ROUND_ROBIN:
+        yield "New connections go round: each endpoint has its turns."
+    if port.balance == Balance.SOURCE_HASH:
+        yield "A client's address says which endpoint it gets, always the same: above is where these senders go."
+    if len({one.weight for one in port.endpoints if one.takes_part}) > 1:
+        yield "Endpoints have as many new connections as they weigh."
+    if port.local_weight:
+        yield f"Endpoints on this node count {port.local_weight} % more."
+    yield from _affinity(port)
     if port.source_ranges:
         yield f"The load balancer's addresses are for {', '.join(port.source_ranges)} only."
+
+
+def _affinity(port: ServicePortReport) -> Iterator[str]:
+    if not port.affinity_seconds:
+        return
+    whom = "pod, for all ports," if port.affinity_scope == AffinityScope.SERVICE else "endpoint"
+    yield f"A client stays with its {whom} for {port.affinity_seconds} s after its last connection."
+    many = sum(one.takes_part for one in port.endpoints)
+    if many > 1 and port.balance != Balance.SOURCE_HASH:
+        yield (
+            f"The kernel remembers {RECENT_CLIENTS} clients for each, {RECENT_CLIENTS * many} in all (unless "
+            "ip_list_tot of xt_recent is set): where there are more, the oldest lose theirs. "
+            f"kpx.dev/balance: {Balance.SOURCE_HASH} has no such limit."
+        )
 
 
 def _print_way(out: Console, way: WayReport) -> None:
@@ -193,6 +215,8 @@ def _print_endpoints(out: Console, endpoints: Sequence[EndpointReport], shown: i
             if one.why_not
             else "takes part"
         )
+        if one.takes_part and one.weight not in (None, DEFAULT_WEIGHT):
+            why += f", weight {one.weight}"
         table.add_row(Text.assemble("    ", mark, " ", one.address), Text(one.pod), Text(one.node), Text(why))
     out.print(table)
     if len(endpoints) > shown:

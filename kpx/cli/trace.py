@@ -258,12 +258,16 @@ def _is_chain(target: str) -> bool:
 
 
 _CHANCE = re.compile(r"-m statistic --mode random --probability ([0-9.]+)")
+_TURN = re.compile(r"-m statistic --mode nth --every (\d+) --packet 0")
+_HASH = re.compile(r'-m bpf --bytecode "[^"]*"')
 _IDLE = re.compile(r" ?-m (?:tcp|udp|sctp)(?= -m |$)")
 
 
 def _plain_match(match: str) -> str:
     """What a rule asks for, without the words that don't help a reader."""
     simple = _CHANCE.sub(lambda found: f"by chance, {share(found[1])}", match)
+    simple = _TURN.sub(lambda found: f"every {found[1]}. in turn", simple)
+    simple = _HASH.sub("by a hash of the source", simple)
     return _IDLE.sub("", simple).replace(" --mask 255.255.255.255 --rsource", "").strip()
 
 

@@ -149,7 +149,10 @@ def _affinity(facts: Facts) -> Iterator[Finding]:
     for one in full:
         whose = f"{one.service} ({one.name})" if one.service else one.name
         text = f"{whose} remembers {one.count} clients and can't remember more: further ones lose their affinity"
-        advice = "echo options xt_recent ip_list_tot=10000 > /etc/modprobe.d/xt_recent.conf, and reboot"
+        advice = (
+            "echo options xt_recent ip_list_tot=10000 > /etc/modprobe.d/xt_recent.conf, and reboot; "
+            "or annotate the Service with kpx.dev/balance: source-hash, which needs no list"
+        )
         yield Finding(Level.WARN, "affinity", text, advice)
     if not full:
         most = max(one.count for one in facts.clients)

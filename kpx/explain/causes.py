@@ -7,6 +7,7 @@ from kpx import api
 from kpx.explain.report import Finding
 from kpx.explain.world import World
 from kpx.family import Family
+from kpx.model.balance import misread
 from kpx.model.claims import claims_of
 from kpx.model.endpoint import SERVICE_NAME_LABEL, Endpoint, Endpoints, port_names
 from kpx.model.node import ZONE_LABEL
@@ -19,6 +20,7 @@ from kpx.model.service import HEADLESS_LABEL, PROXY_NAME_LABEL, ServicePort, Ser
 def of_service(world: World, service: api.Service) -> Iterator[Finding]:
     """What concerns all ports of a Service."""
     yield from _not_proxied(service)
+    yield from _misread(world, service)
     yield from _broken_objects(world, service.metadata.namespace, service.metadata.name)
     yield from _load_balancer(service)
 
@@ -44,6 +46,13 @@ def _not_proxied(service: api.Service) -> Iterator[Finding]:
             what=f"{name} is left to the proxy {labels[PROXY_NAME_LABEL]!r} by its label {PROXY_NAME_LABEL}.",
             advice="Remove the label, or see that the other proxy runs.",
         )
+
+
+def _misread(world: World, service: api.Service) -> Iterator[Finding]:
+    slices = world.slices_of((service.metadata.namespace, service.metadata.name))
+    objects: tuple[api.Object, ...] = (service, *slices)
+    for problem in (problem for one in objects for problem in misread(one)):
+        yield Finding(code="annotation", what=f"{problem}.", advice="Correct the annotation.")
 
 
 def _broken_objects(world: World, namespace: str, name: str) -> Iterator[Finding]:

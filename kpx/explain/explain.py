@@ -198,6 +198,9 @@ def _port(world: World, service: api.Service, port: ServicePort) -> ServicePortR
         protocol=port.protocol,
         chains=[chain for chain in chains if chain in world.ruleset.tables["nat"].chains],
         affinity_seconds=port.affinity_seconds,
+        affinity_scope=port.balancing.scope,
+        balance=port.balancing.balance,
+        local_weight=port.balancing.local_weight,
         source_ranges=port.source_ranges,
         ways=[way_report(world.simulator, way, who) for way in ways],
         endpoints=list(_endpoints(world, port)),
@@ -245,17 +248,21 @@ def _endpoints(world: World, port: ServicePort) -> Iterator[EndpointReport]:
         for one in part.endpoints
     }
     for one in world.endpoints(port.name):
-        yield _endpoint(str(one), sources.pop(one.address, None), one in selection.reachable, out.get(one, ""))
+        source = sources.pop(one.address, None)
+        yield _endpoint(str(one), source, one in selection.reachable, out.get(one, ""), one.weight)
     for address, why in causes.strangers(world, port).items():
         if address in sources:
             yield _endpoint(address, sources[address], False, why)
 
 
-def _endpoint(address: str, source: api.Endpoint | None, takes_part: bool, why_not: str) -> EndpointReport:
+def _endpoint(
+    address: str, source: api.Endpoint | None, takes_part: bool, why_not: str, weight: int | None = None
+) -> EndpointReport:
     return EndpointReport(
         address=address,
         pod=source.target_ref.name if source and source.target_ref else "",
         node=source.node_name or "" if source else "",
         takes_part=takes_part,
         why_not=why_not,
+        weight=weight,
     )

@@ -42,6 +42,7 @@ class EndpointReport(Part):
     node: str = Field(description="empty if unknown")
     takes_part: bool = Field(description="whether this node sends any traffic there")
     why_not: str = Field(description="what keeps it out, or out of a part of the traffic; empty if nothing does")
+    weight: int | None = Field(description="how much it counts among others, 100 by default; null if unknown")
 
 
 class ServicePortReport(Part):
@@ -52,6 +53,9 @@ class ServicePortReport(Part):
     protocol: str
     chains: Sequence[str]
     affinity_seconds: int = Field(description="0 without session affinity")
+    affinity_scope: str = Field(description="port; service: a client stays with one pod for all ports")
+    balance: str = Field(description="random, round-robin or source-hash")
+    local_weight: int = Field(description="by how many percent endpoints on this node count more")
     source_ranges: Sequence[str] = Field(description="who may use the load balancer's addresses; empty for everybody")
     ways: Sequence[WayReport]
     endpoints: Sequence[EndpointReport]

@@ -10,6 +10,7 @@ from kpx.analysis.simulate import Simulator
 from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
 from kpx.explain.ways import Sender, Way, senders, way_report
+from kpx.model.balance import Balance
 from kpx.netfilter.names import ours
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import comment_of, target_of
@@ -20,6 +21,8 @@ _DNAT = re.compile(r"-p (\S+) .*-j DNAT --to-destination (\S+)")
 _PODS = re.compile(r"! (-s \S+) -d ")
 _SECONDS = re.compile(r"--rcheck --seconds (\d+)")
 _RANGE = re.compile(r"-s (\S+) ")
+_SIGNS = {Balance.ROUND_ROBIN: "--mode nth", Balance.SOURCE_HASH: "-m bpf"}
+"""What tells from the rules of a chain how they balance."""
 _KINDS = {"cluster IP": "cluster IP", "external IP": "external IP", "loadbalancer IP": "load balancer IP"}
 
 
@@ -168,13 +171,19 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
     who = _senders(simulator, one, pods, ranges)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
     reports = [way_report(simulator, way, who) for way in ways if way.address]
+    balance = next((mode for mode, sign in _SIGNS.items() if any(sign in rule for rule in rules)), "random")
     met = {out.destination for way in reports for use in way.uses for out in use.outcomes}
+    if balance == Balance.SOURCE_HASH:  # these packets have few sources: others go elsewhere
+        met |= set(one.endpoints.values())
     return ServicePortReport(
         name=one.name,
         family=simulator.family,
         protocol=one.protocol,
         chains=sorted(name for name in one.chains if "-SEP-" not in name),
         affinity_seconds=seconds,
+        affinity_scope="service" if any("--name KPX-POD-" in rule for rule in rules) else "port",
+        balance=balance,
+        local_weight=0,
         source_ranges=ranges,
         ways=reports,
         endpoints=[
@@ -184,6 +193,7 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
                 node="",
                 takes_part=place in met,
                 why_not="" if place in met else "none of these packets gets there",
+                weight=None,
             )
             for place in sorted(set(one.endpoints.values()))
         ],

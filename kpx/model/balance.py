@@ -12,6 +12,9 @@ from kpx.errors import Problem
 DEFAULT_WEIGHT = 100
 _MOST = 10_000
 
+RECENT_CLIENTS = 100
+"""How many clients a list of xt_recent remembers, unless the module's parameter `ip_list_tot` says otherwise."""
+
 T = TypeVar("T")
 
 
