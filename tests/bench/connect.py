@@ -201,15 +201,48 @@ def many_endpoints(stack: ExitStack, backend: Backend, endpoints: int) -> Iterat
         yield Comparison(f"{layout}: a Service with {endpoints:,} endpoints", "with one", limit, way, alone)
 
 
+def balancing(stack: ExitStack, backend: Backend, services: int, endpoints: int, many: int) -> Iterator[Comparison]:
+    """What annotations cost: the same Service among many, and with many endpoints, against plain random choice."""
+    for what, count, each in ((f"among {services:,} Services", services, endpoints), (f"{many:,} endpoints", 1, many)):
+        objects = list(clusters.objects(count, each))
+        place = next(at for at, one in enumerate(objects) if one["kind"] == "Service")
+        address = objects[place]["spec"]["clusterIP"]
+        plain = Way(Site(stack, Rules(objects).of(Layout.TREE), backend), address)
+        for how, annotations in _BALANCING.items():
+            service = objects[place] | {"metadata": objects[place]["metadata"] | {"annotations": annotations}}
+            rules = Rules([*objects[:place], service, *objects[place + 1 :]])
+            way = Way(Site(stack, rules.of(Layout.TREE), backend), address)
+            yield Comparison(f"{how}, {what}", "random", 1.2, way, plain)
+
+
+_BALANCING = {
+    "round robin": {"kpx.dev/balance": "round-robin"},
+    "source hash": {"kpx.dev/balance": "source-hash"},
+    "weights (local ones count double)": {"kpx.dev/local-weight": "100"},
+    "round robin with weights": {"kpx.dev/balance": "round-robin", "kpx.dev/local-weight": "100"},
+}
+
+
+def balancing_rows(backend: Backend, services: int = 10_000, many: int = 1000, turns: int = 60) -> list[Row]:
+    """Measure what balancing by annotations costs on one backend."""
+    with ExitStack() as stack:
+        return _measured(list(balancing(stack, backend, services, 5, many)), turns)
+
+
 def rows(backend: Backend, services: int = 10_000, endpoints: int = 5, many: int = 5000, turns: int = 60) -> list[Row]:
     """Measure everything on one backend."""
     with ExitStack() as stack:
         some = [*many_services(stack, backend, services, endpoints), *many_endpoints(stack, backend, many)]
-        found: dict[Way, list[float]] = {way: [] for one in some for way in (one.way, one.other)}
-        for turn in range(-1, turns):
-            for way, taken in found.items():
-                times = list(way.site.connect(way.address, way.port))
-                taken += times if turn >= 0 else []  # the first turn warms up
+        return _measured(some, turns)
+
+
+def _measured(some: Sequence[Comparison], turns: int) -> list[Row]:
+    """Measure all ways in turns."""
+    found: dict[Way, list[float]] = {way: [] for one in some for way in (one.way, one.other)}
+    for turn in range(-1, turns):
+        for way, taken in found.items():
+            times = list(way.site.connect(way.address, way.port))
+            taken += times if turn >= 0 else []  # the first turn warms up
     return [_row(one, found) for one in some]
 
 
@@ -238,9 +271,13 @@ def table(backend: Backend, found: Sequence[Row]) -> Table:
 @click.option("--many", default=5000, show_default=True, help="Endpoints of the one Service that has many.")
 @click.option("--turns", default=60, show_default=True, help=f"Turns of {TURN} connections for each row.")
 @click.option("--backend", type=click.Choice([one.value for one in Backend]), multiple=True, help="[default: both]")
-def main(services: int, endpoints: int, many: int, turns: int, backend: tuple[str, ...]) -> None:
+@click.option("--balance", is_flag=True, help="Measure what balancing by annotations costs.")
+def main(services: int, endpoints: int, many: int, turns: int, backend: tuple[str, ...], balance: bool) -> None:
     """Measure connect() on a generated cluster."""
     for one in [Backend(name) for name in backend] or list(Backend):
+        if balance:
+            Console(width=120).print(table(one, balancing_rows(one, services, many, turns)))
+            continue
         Console(width=120).print(table(one, rows(one, services, endpoints, many, turns)))
 
 
