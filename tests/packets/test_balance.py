@@ -1,5 +1,6 @@
 """Balancing by annotations: round robin, source hash, weights, affinity for a whole Service."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from tests.lab import Host, Result, connect
 from tests.packets.proxy import Proxy, connect_from, strangers
 from tests.packets.web import Endpoint, FamilyName, Port, Web
 
-CONNECTIONS = 1000
+CONNECTIONS = int(os.environ.get("KPX_CONNECTIONS", "1000"))
 SIGNIFICANCE = 0.001
 
 
