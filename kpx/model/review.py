@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from kpx.model.cluster import Cluster
 from kpx.model.endpoint import Endpoint, Endpoints
 from kpx.model.node import NodeView
-from kpx.model.policy import Selection, select
+from kpx.model.policy import Selection, select, weights
 from kpx.model.service import ServicePort, ServicePortName
 
 Kind = Literal["new", "gone", "changed"]
@@ -119,15 +120,15 @@ def _port(old: _Side | None, new: _Side | None) -> Finding | None:
 
 
 def _appearance(side: _Side) -> Statement:
-    served = "; ".join(_crowd(policy, chosen, len(side.choices)) for policy, chosen in side.choices.items())
+    served = "; ".join(_crowd(side, policy) for policy in side.choices)
     return Statement("service", f"new: {_ways(side.port)}; {served}", (), (_ways(side.port),))
 
 
-def _crowd(policy: str, chosen: Endpoints, policies: int) -> str:
-    count = len(chosen)
+def _crowd(side: _Side, policy: str) -> str:
+    count = len(side.choices[policy])
     text = f"{count} endpoint{'' if count == 1 else 's'}" if count else "no endpoints"
-    share = f", {_share(count)} each" if count > 1 else ""
-    return text + share + (f" (policy {policy})" if policies > 1 else "")
+    share = f", {_share(side, policy)} each" if count > 1 else ""
+    return text + share + (f" (policy {policy})" if len(side.choices) > 1 else "")
 
 
 def _ways(port: ServicePort) -> str:
@@ -156,6 +157,9 @@ def _fields(old: ServicePort, new: ServicePort) -> Iterator[Statement]:
     yield from _value("external traffic policy", _policy(old.external_local), _policy(new.external_local))
     yield from _value("internal traffic policy", _policy(old.internal_local), _policy(new.internal_local))
     yield from _value("client affinity", _affinity(old.affinity_seconds), _affinity(new.affinity_seconds))
+    yield from _value("balance", old.balancing.balance, new.balancing.balance)
+    yield from _value("local weight", f"+{old.balancing.local_weight} %", f"+{new.balancing.local_weight} %")
+    yield from _value("affinity scope", old.balancing.scope, new.balancing.scope)
     before, after = (str(one.health_check_node_port or "none") for one in (old, new))
     yield from _value("health check node port", before, after)
 
@@ -238,6 +242,8 @@ def _happened(before: Endpoint | None, after: Endpoint | None, old: _Side, new: 
         return f"turns from {_state(before)} to {_state(after)}"
     if took != takes:
         return "takes part now" if takes else f"takes no part any more ({_aside(after)})"
+    if before.weight != after.weight and takes:
+        return f"weighs {after.weight} now"
     if before.local != after.local and new.port.uses_local_endpoints:
         return f"moves {'to' if after.local else 'away from'} this node"
     return ""
@@ -251,10 +257,12 @@ def _state(endpoint: Endpoint) -> str:
 
 def _aside(endpoint: Endpoint) -> str:
     """Why an endpoint takes no part."""
-    return _state(endpoint) if not endpoint.ready else "not for this node"
+    if not endpoint.ready:
+        return _state(endpoint)
+    return "not for this node" if endpoint.weight else "weight 0"
 
 
-_VERBS = {"joins": "join", "leaves": "leave", "turns": "turn", "takes": "take", "moves": "move"}
+_VERBS = {"joins": "join", "leaves": "leave", "turns": "turn", "takes": "take", "moves": "move", "weighs": "weigh"}
 
 
 def _number(verb: str, count: int) -> str:
@@ -272,14 +280,16 @@ def _shares(old: _Side, new: _Side) -> Iterator[str]:
     """How the part of an endpoint in the traffic changed, for each policy."""
     policies = {policy: None for side in (old, new) for policy in side.choices}
     for policy in policies:
-        before, after = (len(side.choices.get(policy, ())) for side in (old, new))
+        before, after = (_share(side, policy) for side in (old, new))
         if before != after and policy in old.choices and policy in new.choices:
             where = f" under policy {policy}" if len(policies) > 1 else ""
-            yield f"shares {_share(before)} → {_share(after)}{where}"
+            yield f"shares {before} → {after}{where}"
 
 
-def _share(count: int) -> str:
-    return "none" if not count else "1" if count == 1 else f"1/{count}"
+def _share(side: _Side, policy: str) -> str:
+    """The share of each endpoint under a policy; where they weigh differently, all shares there are."""
+    chosen = weights(side.choices.get(policy, ()), side.port.balancing)
+    return ", ".join(str(Fraction(one, sum(chosen))) for one in sorted(set(chosen), reverse=True)) or "none"
 
 
 # ---- what becomes of its connections ----

@@ -58,6 +58,19 @@ def joins(objects: list[Manifest]) -> None:
     endpoints(objects).append({"addresses": ["10.244.3.10"], "conditions": {"ready": True}})
 
 
+def annotate(one: Manifest, name: str, value: str) -> None:
+    one["metadata"]["annotations"] = {f"kpx.dev/{name}": value}
+
+
+def drained(objects: list[Manifest]) -> None:
+    """One of three endpoints moves to a slice of its own, of weight 0."""
+    other = deepcopy(objects[2])
+    other["metadata"]["name"] += "-b"
+    other["endpoints"] = [endpoints(objects).pop(1)]
+    annotate(other, "weight", "0")
+    objects.append(other)
+
+
 def hinted(objects: list[Manifest]) -> None:
     for number, one in enumerate(endpoints(objects)):
         one["hints"] = {"forZones": [{"name": "zone-b" if number else "zone-a"}]}
@@ -86,6 +99,22 @@ SAID: dict[str, tuple[Change, str]] = {
         hinted,
         "shop/web:http: endpoints 10.244.1.10, 10.244.2.10 take no part any more (not for this node); "
         "shares 1/3 → 1",
+    ),
+    "round robin": (
+        lambda objects: annotate(objects[1], "balance", "round-robin"),
+        "shop/web:http: balance random → round-robin",
+    ),
+    "local weight": (
+        lambda objects: annotate(objects[1], "local-weight", "100"),
+        "shop/web:http: local weight +0 % → +100 %",
+    ),
+    "weight": (
+        lambda objects: annotate(objects[2], "weight", "5"),
+        "shop/web:http: endpoints 10.244.0.10, 10.244.1.10, 10.244.2.10 weigh 5 now",
+    ),
+    "weight 0": (
+        drained,
+        "shop/web:http: endpoint 10.244.1.10 takes no part any more (weight 0); shares 1/3 → 1/2",
     ),
     "target port": (
         lambda objects: objects[2].update(ports=[{"name": "http", "port": 9090}]),
