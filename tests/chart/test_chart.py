@@ -195,6 +195,10 @@ def test_who_names_no_api_server_is_told() -> None:
         assert "WARNING" not in release(values).notes
 
 
+def test_further_arguments_come_last() -> None:
+    assert release({"extraArgs": ["--layout", "tree"]}).container["args"][-2:] == ["--layout", "tree"]
+
+
 # Watching it.
 
 
