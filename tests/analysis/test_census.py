@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -42,6 +43,7 @@ pytestmark = [pytest.mark.kernel, needs_kernel]
 TOWNS = int(os.environ.get("KPX_TOWNS", "10"))
 CONNECTIONS = 50
 REPEATED = 8
+SOURCE_PORTS = cycle(range(10_000, 30_000))
 BINS = 10
 AWAY = ("192.0.2.201:", "192.0.2.202:")
 OWN_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KPX-SV", "KPX-AF")
@@ -68,9 +70,13 @@ def connect(node: lab.Node, flow: Flow, count: int = 1) -> list[Seen]:
     host = node.client
     if flow.sender.name:
         host = node.host if flow.sender.origin is Origin.NODE else node.pods[flow.sender.name]
-    source = (flow.sender.address, 0)
-    result = lab.connect(host, flow.address, flow.port, protocol=flow.protocol, source=source, count=count)
-    return [seen(node, flow, attempt) for attempt in result.attempts]
+    found = []
+    for _ in range(count):
+        # A port that was used a moment ago may still be somebody's in conntrack, which then asks no rule.
+        source = (flow.sender.address, next(SOURCE_PORTS))
+        result = lab.connect(host, flow.address, flow.port, protocol=flow.protocol, source=source)
+        found += [seen(node, flow, attempt) for attempt in result.attempts]
+    return found
 
 
 def seen(node: lab.Node, flow: Flow, attempt: Attempt) -> Seen:
