@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl procps
+PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl procps graphviz
+# Without these some tests are skipped, and say so.
+TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
 .PHONY: demo test lint golden bench bench-plots image docs setup clean
@@ -41,7 +43,7 @@ bench-plots: setup
 setup: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml tests/requirements.lock tests/setup.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" PACKAGES="$(PACKAGES)" BUILD_PACKAGES="$(BUILD_PACKAGES)" sh tests/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" PACKAGES="$(PACKAGES)" BUILD_PACKAGES="$(BUILD_PACKAGES)" TEST_PACKAGES="$(TEST_PACKAGES)" sh tests/setup.sh
 	@touch $@
 
 clean:

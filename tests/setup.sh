@@ -4,18 +4,21 @@ set -eu
 
 say() { echo "setup: $*" >&2; }
 
-missing=""
-for package in $PACKAGES $BUILD_PACKAGES; do
-    dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
+absent() { for package in "$@"; do dpkg -s "$package" >/dev/null 2>&1 || printf ' %s' "$package"; done; }
+get() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
+
+# shellcheck disable=SC2086 # lists of names
+needed=$(absent $PACKAGES $BUILD_PACKAGES) wanted=$(absent $TEST_PACKAGES)
+if [ -n "$needed$wanted" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "installing$missing"
+        say "installing$needed$wanted"
         apt-get update -qq >/dev/null 2>&1 || say "apt-get update failed; trying with the package lists at hand"
-        # shellcheck disable=SC2086 # a list of names
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+        # shellcheck disable=SC2086
+        [ -z "$needed" ] || get $needed
+        # shellcheck disable=SC2086
+        [ -z "$wanted" ] || get $wanted || say "not installed:$wanted; tests that need them are skipped"
     else
-        say "these Debian packages are missing; without root they can't be installed here:$missing"
+        say "these Debian packages are missing; without root they can't be installed here:$needed$wanted"
     fi
 fi
 

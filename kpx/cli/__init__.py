@@ -19,6 +19,7 @@ COMMANDS = {
     "diff": "Compare the kernel, or a dump, with what manifests ask for.",
     "explain": "Tell what is up with a Service, an address, a node port, a pod or a chain.",
     "doctor": "Look whether this node is fit for kpx.",
+    "graph": "Draw rules: SVG, DOT, Mermaid, or a page to search and click in.",
     "render": "Compile manifests to rules.",
     "trace": "Follow a packet through rules: every step, every outcome.",
     "top": "Count new connections per Service and endpoint, live.",

@@ -4,12 +4,13 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from fractions import Fraction
 
 import click
 from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
+
+from kpx.analysis.words import share as share
 
 
 @contextmanager
@@ -40,12 +41,3 @@ def print_schema(model: type[BaseModel]) -> None:
     """The JSON schema of a report."""
     schema: Mapping[str, object] = model.model_json_schema(mode="serialization")
     click.echo(json.dumps(schema, indent=2))
-
-
-def share(exact: str | Fraction) -> str:
-    """A probability for people: `1/3` where it is as near to that as rules can say it, else a percentage."""
-    value = Fraction(exact)
-    simple = value.limit_denominator(1000)
-    if simple and abs(value - simple) < Fraction(1, 10**8):
-        return str(simple)
-    return f"{float(value):.3%}" if value >= Fraction(1, 100_000) else f"{float(value):.1e}"

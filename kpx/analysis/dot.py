@@ -1,0 +1,75 @@
+"""A picture in the language of Graphviz, and as SVG. See https://graphviz.org/doc/info/lang.html."""
+
+from collections.abc import Iterator
+from html import escape
+
+import graphviz
+
+from kpx.analysis.picture import Arrow, Box, Kind, Picture
+from kpx.errors import KpxError
+
+COLOURS: dict[Kind, tuple[str, str, str]] = {
+    "hook": ("#343a46", "#343a46", "#ffffff"),
+    "dispatch": ("#f1edfb", "#8a76cf", "#1f2430"),
+    "way in": ("#e6f0fd", "#3b7dd8", "#1f2430"),
+    "chain": ("#ffffff", "#8a94a6", "#1f2430"),
+    "endpoint": ("#e6f6ec", "#2f9e5b", "#1f2430"),
+    "refusal": ("#fdeaea", "#d64545", "#8f1d1d"),
+}
+"""Fill, border and text of each kind of box."""
+
+_FONT = "Helvetica,Arial,sans-serif"
+_HEAD = f"""\
+digraph kpx {{
+  rankdir=LR; ranksep=0.6; nodesep=0.14; pad=0.2; compound=true; bgcolor="white"; splines=true;
+  fontname="{_FONT}"; fontsize=12;
+  node [shape=box style="rounded,filled" fontname="{_FONT}" fontsize=11 margin="0.12,0.06" penwidth=1.1 height=0.3];
+  edge [fontname="{_FONT}" fontsize=10 color="#5b6472" fontcolor="#333a46" arrowsize=0.6 penwidth=1.1];"""
+
+_CLUSTER = 'labeljust=l; style=rounded; color="#d5dae2"; bgcolor="#fafbfc"; margin=10;'
+
+
+def dot(drawn: Picture) -> str:
+    """The picture as a digraph, a cluster for each service port. The same picture gives the same bytes."""
+    return "\n".join([_HEAD, *_body(drawn), "}", ""])
+
+
+def svg(drawn: Picture) -> str:
+    """The picture as SVG. Raises KpxError without Graphviz."""
+    try:
+        return str(graphviz.Source(dot(drawn)).pipe(format="svg", encoding="utf-8"))
+    except graphviz.ExecutableNotFound as error:
+        raise KpxError("dot not found: install the package graphviz, or use --format dot, mermaid or html") from error
+    except graphviz.CalledProcessError as error:
+        raise KpxError(f"dot failed: {str(error.stderr).strip()}") from error
+
+
+def _body(drawn: Picture) -> Iterator[str]:
+    numbers = {key: f"n{number}" for number, key in enumerate(drawn.boxes)}
+    for group in ("", *drawn.groups):
+        boxes = [f"  {numbers[key]} {_box(box)};" for key, box in drawn.boxes.items() if box.group == group]
+        if group:
+            yield f'  subgraph "cluster {escape(group)}" {{'
+            yield f"    label={_quoted(group)}; {_CLUSTER}"
+            yield from (f"  {line}" for line in boxes)
+            yield "  }"
+        else:
+            yield from boxes
+    for one in drawn.arrows:
+        yield f"  {numbers[one.source]} -> {numbers[one.target]} {_arrow(one)};"
+
+
+def _box(box: Box) -> str:
+    fill, border, text = COLOURS[box.kind]
+    lines = "".join(f'<br/><font point-size="8.5">{escape(line)}</font>' for line in box.lines)
+    label = f"<<b>{escape(box.title)}</b>{lines}>" if lines else f"<<b>{escape(box.title)}</b>>"
+    return f'[label={label} fillcolor="{fill}" color="{border}" fontcolor="{text}" tooltip={_quoted(box.id)}]'
+
+
+def _arrow(arrow: Arrow) -> str:
+    dashed = ' style=dashed color="#9aa3b2" fontcolor="#6b7482" fontsize=8.5' if arrow.seldom else ""
+    return f"[label={_quoted(f' {arrow.label} ' if arrow.label else '')}{dashed}]"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -1,0 +1,71 @@
+"""A ruleset as one HTML page that needs nothing else: search a Service, walk its chains, send a trace."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from kpx.analysis.picture import Picture
+from kpx.analysis.report import printable
+from kpx.analysis.simulate import Simulator
+from kpx.netfilter.options import Option
+from kpx.netfilter.rule import Rule, RuleError, normal_rule, parse_rule
+
+
+def page(simulator: Simulator, drawn: Picture, origin: str) -> str:
+    """The page about the rules that a simulator holds; `origin` says in words where they are from."""
+    data = {
+        "origin": printable(origin),
+        "family": simulator.family.value,
+        "host": list(simulator.host.addresses(simulator.family)) if simulator.host.known else None,
+        "policies": {f"{table} {chain}": policy for (table, chain), policy in simulator.policies.items()},
+        "tables": _tables(simulator),
+        "picture": _picture(drawn),
+    }
+    parts = {one.name: one for one in files(__package__).iterdir()}
+    values = {
+        "TITLE": escape(f"kpx: {printable(origin)}"),
+        "STYLE": parts["page.css"].read_text(),
+        # `<` must not end the script, whatever stands in a comment.
+        "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "SCRIPTS": "\n".join(parts[name].read_text() for name in ("walk.js", "draw.js", "page.js")),
+    }
+    return re.sub(r"%([A-Z]+)%", lambda found: values[found[1]], parts["page.html"].read_text())
+
+
+def _tables(simulator: Simulator) -> Mapping[str, Any]:
+    return {
+        table: {chain: [_rule(text, simulator) for text in rules] for chain, rules in chains.items()}
+        for table, chains in simulator.tables.items()
+    }
+
+
+def _rule(text: str, simulator: Simulator) -> Sequence[Any]:
+    """The text of a rule, and its parts: head, matches, target, options of the target, whether it is a goto.
+
+    They are empty where the text is no rule; `?` is a target that nobody knows.
+    """
+    try:
+        rule = normal_rule(parse_rule(text), simulator.family)
+    except RuleError:
+        rule = Rule(target="?")
+    matches = [[one.module, _options(one.options)] for one in rule.matches if one.module != "comment"]
+    return [
+        printable(text), _options(rule.head), matches, rule.target or "", _options(rule.target_options), int(rule.goto)
+    ]  # fmt: skip
+
+
+def _options(options: Sequence[Option]) -> Sequence[Any]:
+    return [[one.name, int(one.negated), *one.values] for one in options]
+
+
+def _picture(drawn: Picture) -> Mapping[str, Any]:
+    return {
+        "boxes": [
+            [box.id, box.kind, box.title, list(box.lines), box.group, box.table, box.chain, box.position]
+            for box in drawn.boxes.values()
+        ],
+        "arrows": [[one.source, one.target, one.label, int(one.seldom)] for one in drawn.arrows],
+    }

@@ -1,0 +1,522 @@
+"use strict";
+// What becomes of the first packet of a connection: kpx.analysis.simulate and .match, for the browser.
+//
+// Probabilities are exact fractions {n, d}. A test is true, false, or null: can't be known. What this page doesn't know
+// of is never guessed.
+
+const Walk = (() => {
+  const ONE = { n: 1n, d: 1n };
+  const divisor = (a, b) => { while (b) [a, b] = [b, a % b]; return a; };
+  const reduced = (n, d) => { const by = divisor(n, d); return { n: n / by, d: d / by }; };
+  const times = (a, b) => reduced(a.n * b.n, a.d * b.d);
+  const plus = (a, b) => reduced(a.n * b.d + b.n * a.d, a.d * b.d);
+  const rest = a => ({ n: a.d - a.n, d: a.d });
+  const fraction = a => a.d === 1n ? `${a.n}` : `${a.n}/${a.d}`;
+  const decimal = a => Number((a.n << 64n) / a.d) / 2 ** 64;
+
+  // ---- addresses: numbers ----
+
+  function address(text) {
+    if (!text.includes(":")) {
+      const parts = text.split(".");
+      if (parts.length !== 4 || !parts.every(part => /^\d{1,3}$/.test(part) && +part < 256)) return null;
+      return parts.reduce((all, part) => (all << 8n) | BigInt(part), 0n);
+    }
+    let words = text.toLowerCase();
+    const dotted = words.match(/^(.*:)(\d+\.\d+\.\d+\.\d+)$/);
+    if (dotted) {
+      const low = address(dotted[2]);
+      if (low === null) return null;
+      words = dotted[1] + (low >> 16n).toString(16) + ":" + (low & 0xffffn).toString(16);
+    }
+    const halves = words.split("::");
+    if (halves.length > 2) return null;
+    const [left, right] = halves.map(half => half ? half.split(":") : []);
+    const gap = halves.length === 2 ? 8 - left.length - right.length : 0;
+    if (halves.length === 2 ? gap < 1 : left.length !== 8) return null;
+    const all = [...left, ...Array(gap).fill("0"), ...(right || [])];
+    if (!all.every(word => /^[0-9a-f]{1,4}$/.test(word))) return null;
+    return all.reduce((sum, word) => (sum << 16n) | BigInt("0x" + word), 0n);
+  }
+
+  function plain(number, bits) {
+    if (bits === 32) return [24n, 16n, 8n, 0n].map(shift => (number >> shift) & 255n).join(".");
+    const words = Array.from({ length: 8 }, (_, i) => ((number >> BigInt(112 - 16 * i)) & 0xffffn).toString(16));
+    const runs = words.join(":").match(/(^|:)0(:0)+(?=:|$)/g) || [];
+    const longest = runs.sort((a, b) => b.length - a.length)[0];
+    if (!longest) return words.join(":");
+    const at = words.join(":").indexOf(longest);
+    return words.join(":").slice(0, at) + "::" + words.join(":").slice(at + longest.length).replace(/^:/, "");
+  }
+
+  function network(text) {
+    const [host, length] = text.split("/");
+    const number = address(host), bits = host.includes(":") ? 128 : 32;
+    if (number === null) return null;
+    const all = (1n << BigInt(bits)) - 1n;
+    const mask = length === undefined ? all
+      : /^\d+$/.test(length) ? all ^ ((1n << BigInt(bits - +length)) - 1n) : address(length);
+    return mask === null ? null : { net: number & mask, mask };
+  }
+
+  // ---- matches: each makes of its values a function of a packet on its way and the scene ----
+
+  const unknown = () => null;
+  const within = (value, of) => {
+    const found = network(value);
+    return found ? (p, s) => { const x = of(p); return x === null ? null : (x & found.mask) === found.net; } : unknown;
+  };
+  const port = (value, of) => {
+    const [low, high] = value.split(":");
+    if (!/^\d+$/.test(low) || !/^\d+$/.test(high ?? low)) return unknown;
+    return (p, s) => { const x = of(p, s); return x === null ? null : +low <= x && x <= +(high ?? low); };
+  };
+  const any = tests => (p, s) => {
+    const answers = tests.map(test => test(p, s));
+    return answers.includes(true) ? true : answers.includes(null) ? null : false;
+  };
+  const marked = (value, of) => {
+    const [stored, mask] = value.split("/").map(Number);
+    return Number.isNaN(stored) ? unknown : p => (of(p) & (mask ?? 0xffffffff)) >>> 0 === stored >>> 0;
+  };
+  const iface = (actual, wanted, elsewhere) =>
+    actual === null ? (elsewhere && wanted === "lo" ? false : null)
+      : wanted.endsWith("+") ? actual.startsWith(wanted.slice(0, -1)) : actual === wanted;
+  const conntrack = (p, s) => !p.tracked ? "UNTRACKED" : s.table === "raw" && s.in !== "lo" ? "INVALID" : "NEW";
+
+  const HEAD = {
+    "-s": value => within(value, p => p.source),
+    "-d": value => within(value, p => p.destination),
+    "-p": value => (p, s) => [s.packet.protocol, "all", "0"].includes(value),
+    "-i": value => (p, s) => iface(s.in, value, true),
+    "-o": value => (p, s) => {
+      if (s.out !== null || s.packet.origin !== "node") return iface(s.out, value, true);
+      const local = s.host.isLocal(s.hook === "OUTPUT" ? s.packet.destination : p.destination);
+      return iface(local ? "lo" : null, value, local === false);
+    },
+    "-f": () => () => false,
+  };
+
+  const toPort = p => p.port, fromPort = (p, s) => s.packet.sourcePort;
+  const PORTS = { "--dport": value => port(value, toPort), "--sport": value => port(value, fromPort) };
+  const several = (value, ofs) => {
+    const tests = value.split(",").flatMap(one => ofs.map(of => port(one, of)));
+    return tests.includes(unknown) ? unknown : any(tests);
+  };
+  const range = (value, of) => {
+    const [low, high] = value.split("-").map(address);
+    return low === null ? unknown : p => { const x = of(p); return x === null ? null : low <= x && x <= (high ?? low); };
+  };
+  const type = (special, local, value) => {
+    const wanted = new Set(value.split(","));
+    const certain = local ? "LOCAL" : special;
+    if (certain) return wanted.has(certain);
+    wanted.delete("MULTICAST");
+    if (local === false) wanted.delete("LOCAL");
+    return wanted.size ? null : false;
+  };
+  const ctstate = value => {
+    const wanted = new Set(value.split(","));
+    return (p, s) => {
+      const now = conntrack(p, s);
+      if (wanted.has(now)) return true;
+      const moved = p.translated && (p.destination !== s.packet.destination || p.port !== s.packet.port);
+      return now === "NEW" && ((wanted.has("DNAT") && moved) || (wanted.has("SNAT") && p.masqueraded));
+    };
+  };
+  const bridged = (p, s) => s.packet.origin === "node" ? false : null;
+  const flags = (mask, wanted) => (p, s) => {
+    const asked = mask.split(","), set = wanted.split(",").filter(flag => flag !== "NONE");
+    const syn = asked.includes("SYN") ? 1 : 0;
+    return s.packet.protocol === "tcp" ? set.length === syn && (!syn || set[0] === "SYN") : null;
+  };
+
+  // Classic BPF that looks at nothing but the packet's source: kpx.analysis.bpf.
+  const ALU = {
+    0x00: (a, b) => a + b, 0x10: (a, b) => a - b, 0x20: (a, b) => a * b, 0x30: (a, b) => b ? a / b : null,
+    0x40: (a, b) => a | b, 0x50: (a, b) => a & b, 0x60: (a, b) => b < 32n ? a << b : null,
+    0x70: (a, b) => b < 32n ? a >> b : null, 0x90: (a, b) => b ? a % b : null, 0xa0: (a, b) => a ^ b,
+  };
+  const JUMPS = { 0x10: (a, b) => a === b, 0x20: (a, b) => a > b, 0x30: (a, b) => a >= b, 0x40: (a, b) => (a & b) !== 0n };
+
+  function bytecode(text) {
+    const [count, ...lines] = text.split(",");
+    const program = lines.filter(line => line.trim()).map(line => line.trim().split(/\s+/).map(Number));
+    const sound = program.every(one => one.length === 4 && one.every(Number.isInteger));
+    if (!sound || Number(count) !== program.length || !program.length || program.length > 64) return unknown;
+    return (p, s) => p.source === null ? null : runs(program, p.source, s.host.bits);
+  }
+
+  function runs(program, source, bits) {
+    const start = bits === 32 ? 12 : 8, word = (1n << 32n) - 1n;
+    let a = 0n, x = 0n;
+    for (let at = 0; at < program.length;) {
+      const [code, jt, jf, number] = program[at++];
+      const k = BigInt(number), operand = code & 8 ? x : k, place = number - start;
+      const kind = code & 7, what = code & 0xf0;
+      if (code === 0x20 && place >= 0 && place < bits / 8 && place % 4 === 0) a = (source >> BigInt(bits - 32 - 8 * place)) & word;
+      else if (code === 0x00) a = k;
+      else if (code === 0x01) x = k;
+      else if (kind === 4 && ALU[what]) {
+        const result = ALU[what](a, operand);
+        if (result === null) return null;
+        a = BigInt.asUintN(32, result);
+      } else if (code === 0x05) at += number;
+      else if (kind === 5 && JUMPS[what]) at += JUMPS[what](a, operand) ? jt : jf;
+      else if (kind === 6) return code === 0x16 ? a !== 0n : k !== 0n;
+      else if (kind === 7) { if (code & 0x80) a = x; else x = a; }
+      else return null;
+    }
+    return null;
+  }
+
+  const MATCHES = {
+    bpf: { "--bytecode": bytecode },
+    tcp: { ...PORTS, "--tcp-flags": flags }, udp: PORTS, sctp: PORTS,
+    multiport: {
+      "--dports": value => several(value, [toPort]), "--sports": value => several(value, [fromPort]),
+      "--ports": value => several(value, [fromPort, toPort]),
+    },
+    iprange: {
+      "--src-range": value => range(value, p => p.source), "--dst-range": value => range(value, p => p.destination),
+    },
+    mark: { "--mark": value => marked(value, p => p.mark) },
+    connmark: { "--mark": value => marked(value, p => p.connmark) },
+    conntrack: { "--ctstate": ctstate }, state: { "--state": ctstate },
+    addrtype: {
+      "--dst-type": value => (p, s) => type(s.host.kind(p.destination), s.host.isLocal(p.destination), value),
+      "--src-type": value => (p, s) => {
+        if (p.source === null) return type("", true, value);
+        return type(s.host.kind(p.source), s.host.isLocal(p.source) ?? s.packet.origin === "node", value);
+      },
+    },
+    physdev: {
+      "--physdev-is-in": () => bridged, "--physdev-is-out": () => bridged, "--physdev-is-bridged": () => bridged,
+      "--physdev-in": () => bridged, "--physdev-out": () => bridged,
+    },
+    nfacct: {
+      "--nfacct-name": value =>
+        ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"].includes(value) ? () => true : unknown,
+    },
+    owner: { "--uid-owner": () => bridged, "--gid-owner": () => bridged, "--socket-exists": () => bridged },
+  };
+
+  function test(make, option) {
+    const [, negated, ...values] = option;
+    const made = make && values.every(value => value !== undefined) ? make(...values) : unknown;
+    return negated ? (p, s) => { const answer = made(p, s); return answer === null ? null : !answer; } : made;
+  }
+
+  const named = options => Object.fromEntries(options.map(([name, negated, ...values]) => [name, { negated, values }]));
+
+  function statistic(options) {
+    const has = named(options), mode = has["--mode"]?.values[0];
+    if (mode === "random" && has["--probability"]) {
+      const steps = Math.round(Number(has["--probability"].values[0]) * 2 ** 31);
+      if (!Number.isFinite(steps)) return { test: unknown };
+      const part = reduced(BigInt(steps), 1n << 31n);
+      return { chance: has["--probability"].negated ? rest(part) : part };
+    }
+    if (mode === "nth" && has["--every"]) {
+      if (!/^\d+$/.test(has["--every"].values[0])) return { test: unknown };
+      const part = { n: 1n, d: BigInt(has["--every"].values[0]) || 1n };
+      return { chance: has["--every"].negated ? rest(part) : part };
+    }
+    return { test: unknown };
+  }
+
+  // Clients are new ones: nobody is on a list of xt_recent but who was put there on the way.
+  const RECENT = ["--set", "--rcheck", "--update", "--remove"];
+  function recent(options) {
+    const has = named(options), actions = RECENT.filter(name => has[name]);
+    const allowed = new Set([...actions, "--name", "--mask", "--rsource", "--seconds", "--reap"]);
+    if (options.some(option => option[1] || !allowed.has(option[0])) || actions.length !== 1 || !has["--name"])
+      return { test: unknown };
+    return { recent: actions[0], name: has["--name"].values[0] };
+  }
+
+  function conditions(rule) {
+    const found = rule[1].map(option => ({ test: test(HEAD[option[0]], option) }));
+    for (const [module, options] of rule[2]) {
+      if (module === "statistic") found.push(statistic(options));
+      else if (module === "recent") found.push(recent(options));
+      else {
+        if (!options.length && !MATCHES[module]) found.push({ test: unknown });
+        if (module === "connmark")
+          found.push({ test: (p, s) => !["UNTRACKED", "INVALID"].includes(conntrack(p, s)) });
+        found.push(...options.map(option => ({ test: test(MATCHES[module]?.[option[0]], option) })));
+      }
+    }
+    return found;
+  }
+
+  // All cases of asking a rule: [true | false | null, packet, weight].
+  function* ask(rule, p, weight, scene) {
+    rule.conditions ??= conditions(rule);
+    let truth = true;
+    for (const one of rule.conditions) {
+      if (one.chance !== undefined) {
+        yield [false, p, times(weight, rest(one.chance))];
+        weight = times(weight, one.chance);
+        continue;
+      }
+      let answer;
+      if (one.recent) {
+        const listed = p.noted.includes(one.name);
+        answer = one.recent === "--set" || listed;
+        if (one.recent === "--remove" && listed) p = { ...p, noted: p.noted.filter(name => name !== one.name) };
+        else if (answer && one.recent !== "--rcheck" && !listed) p = { ...p, noted: [...p.noted, one.name] };
+      } else answer = one.test(p, scene);
+      if (answer === false) { yield [false, p, weight]; return; }
+      if (answer === null) truth = null;
+    }
+    yield [truth, p, weight];
+  }
+
+  // ---- targets ----
+
+  const SILENT = new Set(["", "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "TCPMSS", "TCPOPTSTRIP", "CLASSIFY",
+    "DSCP", "TOS", "ECN", "TTL", "HL", "SECMARK", "CONNSECMARK", "RATEEST", "IDLETIMER", "LED", "TEE", "SET"]);
+  const xmark = (mark, value) => {
+    const [stored, bits] = value.split("/").map(Number);
+    return ((mark & ~(bits ?? 0xffffffff)) ^ stored) >>> 0;
+  };
+  const place = value => {
+    const found = value.match(/^\[(.*)\](?::(\d+))?$/) || (value.split(":").length > 2 ? [0, value] : value.match(/^([^:]*)(?::(\d+))?$/));
+    return found && address(found[1]) !== null ? { host: address(found[1]), port: found[2] } : null;
+  };
+  const CHANGES = {
+    MARK: (p, o) => o.length === 1 && o[0][0] === "--set-xmark" ? { ...p, mark: xmark(p.mark, o[0][2]) } : null,
+    CONNMARK: (p, o, s) => {
+      const has = named(o);
+      if (["UNTRACKED", "INVALID"].includes(conntrack(p, s))) return p;
+      if (has["--set-xmark"]) return { ...p, connmark: xmark(p.connmark, has["--set-xmark"].values[0]) };
+      const [from, to] = ["--nfmask", "--ctmask"].map(name => Number(has[name]?.values[0] ?? 0xffffffff));
+      if (has["--save-mark"]) return { ...p, connmark: ((p.connmark & ~to) ^ (p.mark & from)) >>> 0 };
+      if (has["--restore-mark"]) return { ...p, mark: ((p.mark & ~from) ^ (p.connmark & to)) >>> 0 };
+      return null;
+    },
+    NOTRACK: (p, o, s) => s.in === "lo" ? p : { ...p, tracked: false },
+    CT: (p, o, s) => {
+      const names = o.map(option => option[0]);
+      if (names.length === 1 && names[0] === "--notrack") return CHANGES.NOTRACK(p, o, s);
+      return names.every(name => ["--helper", "--ctevents", "--expevents", "--timeout"].includes(name)) ? p : null;
+    },
+    DNAT: (p, o) => {
+      const names = o.map(option => option[0]).join(" ");
+      if (!["--to-destination", "--persistent --to-destination"].includes(names)) return null;
+      const to = place(o[o.length - 1][2]);
+      return to && { ...p, destination: to.host, port: to.port === undefined ? p.port : +to.port, translated: true };
+    },
+    REDIRECT: (p, o, s) => {
+      const ports = o.filter(option => option[0] === "--to-ports").map(option => option[2]);
+      if (s.hook !== "OUTPUT" || ports.length < o.length || ports.some(one => !/^\d+$/.test(one))) return null;
+      const loopback = s.host.bits === 32 ? 0x7f000001n : 1n;
+      return { ...p, destination: loopback, port: ports.length ? +ports[0] : p.port, translated: true };
+    },
+    SNAT: (p, o) => {
+      const to = o.filter(option => option[0] === "--to-source").map(option => option[2]);
+      const found = to.length === 1 && !to[0].includes("-") ? place(to[0]) : { host: null };
+      return found && { ...p, source: found.host, masqueraded: true };
+    },
+    MASQUERADE: p => ({ ...p, source: null, masqueraded: true }),
+  };
+  const GOES_ON = new Set(["MARK", "CONNMARK", "NOTRACK", "CT"]);
+
+  // ---- the way through tables and hooks ----
+
+  const TABLES = {
+    PREROUTING: ["raw", "mangle", "nat"], INPUT: ["mangle", "filter", "security", "nat"],
+    FORWARD: ["mangle", "filter", "security"], OUTPUT: ["raw", "mangle", "nat", "filter", "security"],
+    POSTROUTING: ["mangle", "nat"],
+  };
+  const MOST_WAYS = 50000, DEEPEST = 128;
+
+  class Journey {
+    constructor(data, packet) {
+      this.data = data;
+      this.packet = packet;
+      this.ends = [];
+      const bits = data.family === "ipv6" ? 128 : 32;
+      const own = data.host && new Set(data.host.map(one => address(one)));
+      const loopback = x => bits === 32 ? x >> 24n === 127n : x === 1n;
+      const kind = x => bits === 128 ? (x >> 120n === 0xffn ? "MULTICAST" : "")
+        : x >> 28n === 0xen ? "MULTICAST" : x >> 24n === 0n || x === 0xffffffffn ? "BROADCAST" : "";
+      const isLocal = x => loopback(x) || own?.has(x) ? true : own || kind(x) || data.elsewhere.has(x) ? false : null;
+      this.host = { bits, kind, isLocal };
+    }
+
+    // Every way to an outcome: {outcome, weight, steps}.
+    paths() {
+      const { source, destination, port, origin } = this.packet;
+      const start = { source, destination, port, mark: 0, connmark: 0, translated: false, masqueraded: false,
+        tracked: true, noted: [], steps: [] };
+      const begin = [[start, ONE]];
+      if (origin === "node") this.send(begin);
+      else this.route(this.pass("PREROUTING", begin, this.packet.in, ""), on => this.takeIn(on), on => this.forward(on));
+      return this.ends;
+    }
+
+    end(fate, p, weight, detail = "") {
+      const destination = fate === "translated" ? this.endpoint(p) : "";
+      const masqueraded = (fate === "translated" || fate === "untouched") && p.masqueraded;
+      this.ends.push({ outcome: { fate, destination, masqueraded, detail }, weight, steps: p.steps });
+      if (this.ends.length > MOST_WAYS) throw new Error(`more than ${MOST_WAYS} ways: ask kpx trace`);
+    }
+
+    endpoint(p) {
+      const host = plain(p.destination, this.host.bits);
+      return this.host.bits === 128 ? `[${host}]:${p.port}` : `${host}:${p.port}`;
+    }
+
+    arrive(on) { for (const [p, weight] of on) this.end(p.translated ? "translated" : "untouched", p, weight); }
+    takeIn(on) { this.arrive(this.pass("INPUT", on, this.packet.in, "")); }
+    forward(on) {
+      const through = this.pass("FORWARD", on, this.packet.in, this.packet.out);
+      this.arrive(this.pass("POSTROUTING", through, this.packet.in, this.packet.out));
+    }
+    send(on) {
+      const out = this.pass("POSTROUTING", this.pass("OUTPUT", on, "", this.packet.out), "", this.packet.out);
+      this.route(out, here => this.loop(here), away => this.arrive(away));
+    }
+    loop(on) {
+      const again = this.pass("PREROUTING", on, "lo", "", "nat");
+      this.arrive(this.pass("INPUT", again, "lo", "", "nat"));
+    }
+
+    // What is for the host itself goes one way, the rest another. Where that isn't known, only an outcome that is the
+    // same both ways is.
+    route(on, here, away) {
+      const at = answer => on.filter(([p]) => this.host.isLocal(p.destination) === answer);
+      here(at(true));
+      away(at(false));
+      for (const one of at(null)) {
+        const before = this.ends;
+        const sides = [here, away].map(way => { this.ends = []; way([one]); return this.ends; });
+        const [taken, sent] = sides.map(ends => JSON.stringify(outcomes(ends)));
+        this.ends = before;
+        if (taken === sent) this.ends.push(...sides[1]);
+        else this.end("unknown", one[0], one[1], `whether ${plain(one[0].destination, this.host.bits)} is an address of the host`);
+      }
+    }
+
+    pass(hook, on, inward, outward, without = "") {
+      for (const table of TABLES[hook]) {
+        if (!this.data.tables[table]?.[hook] || table === without) continue;
+        const scene = { packet: this.packet, host: this.host, table, hook, in: inward, out: outward };
+        const asked = on.filter(([p]) => table !== "nat" || p.tracked);
+        const passed = on.filter(([p]) => table === "nat" && !p.tracked);
+        for (const [p, weight] of asked)
+          for (const [verdict, after, part] of this.chain(scene, hook, p, weight, [])) {
+            const policy = this.data.policies[`${table} ${hook}`] ?? "ACCEPT";
+            if (verdict === "accept" || policy === "ACCEPT") passed.push([after, part]);
+            else this.end("dropped", this.step(after, scene, hook, 0, `policy ${policy}`), part);
+          }
+        on = passed;
+      }
+      return on;
+    }
+
+    step(p, scene, chain, position, rule) {
+      return { ...p, steps: [...p.steps, { table: scene.table, hook: scene.hook, chain, position, rule }] };
+    }
+
+    // How packets leave a chain: ["accept" | "back", packet, weight].
+    *chain(scene, name, p, weight, above) {
+      const rules = this.data.tables[scene.table][name];
+      if (!rules || above.includes(name) || above.length === DEEPEST) {
+        const why = above.includes(name) ? "leads to itself" : above.length === DEEPEST ? "lies too deep" : "is missing";
+        this.end("unknown", p, weight, `${scene.table}: ${name} ${why}`);
+        return;
+      }
+      yield* this.rules(scene, name, rules, 0, p, weight, [...above, name]);
+    }
+
+    *rules(scene, name, rules, from, p, weight, above) {
+      let on = [[p, weight]];
+      for (let at = from; at < rules.length && on.length; at++) {
+        const next = [];
+        for (const [q, part] of on)
+          for (const [truth, after, share] of ask(rules[at], q, part, scene)) {
+            if (!share.n) continue;
+            if (truth === false || (truth === null && this.isIdle(scene, rules[at], after, above))) next.push([after, share]);
+            else {
+              const known = this.step(after, scene, name, at + 1, rules[at][0]);
+              if (truth === null) this.lost(scene, name, rules[at], known, share);
+              else for (const [verdict, out, rest] of this.act(scene, name, rules[at], known, share, above))
+                if (verdict === "on") next.push([out, rest]);
+                else yield [verdict, out, rest];
+            }
+          }
+        on = next;
+      }
+      for (const [q, part] of on) yield ["back", q, part];
+    }
+
+    *act(scene, name, rule, p, weight, above) {
+      const target = rule[3];
+      if (SILENT.has(target)) yield ["on", p, weight];
+      else if (target === "RETURN") yield ["back", p, weight];
+      else if (target === "ACCEPT") yield ["accept", p, weight];
+      else if (target === "DROP") this.end("dropped", p, weight);
+      else if (target === "REJECT") this.end("rejected", p, weight, rule[4].flatMap(option => option[2] ?? []).join(" "));
+      else if (Object.hasOwn(CHANGES, target)) {
+        const changed = CHANGES[target](p, rule[4], scene);
+        if (changed) yield [GOES_ON.has(target) ? "on" : "accept", changed, weight];
+        else this.lost(scene, name, rule, p, weight);
+      } else if (!this.data.tables[scene.table][target]) this.lost(scene, name, rule, p, weight);
+      else
+        for (const [verdict, out, part] of this.chain(scene, target, p, weight, above))
+          yield [verdict === "accept" ? "accept" : rule[5] ? "back" : "on", out, part];
+    }
+
+    // Whether it makes no difference if this packet matches: behind the rule it is where and what it was.
+    isIdle(scene, rule, p, above) {
+      if (SILENT.has(rule[3])) return true;
+      if (rule[5] || ["ACCEPT", "RETURN", "DROP", "REJECT"].includes(rule[3]) || Object.hasOwn(CHANGES, rule[3])) return false;
+      const kept = this.ends;
+      this.ends = [];
+      const out = [...this.chain(scene, rule[3], { ...p, steps: [] }, ONE, above)];
+      const idle = !this.ends.length && out.every(([verdict, q]) => verdict === "back" && same(p, q));
+      this.ends = kept;
+      return idle;
+    }
+
+    lost(scene, chain, rule, p, weight) { this.end("unknown", p, weight, `${scene.table} ${chain}: ${rule[0]}`); }
+  }
+
+  const KEPT = ["source", "destination", "port", "mark", "connmark", "translated", "masqueraded", "tracked"];
+  const same = (p, q) => KEPT.every(key => p[key] === q[key]) && p.noted.join() === q.noted.join();
+
+  // Outcomes with their probabilities, the likeliest first.
+  function outcomes(paths) {
+    const found = new Map();
+    for (const { outcome, weight } of paths) {
+      const key = JSON.stringify(outcome);
+      found.set(key, found.has(key) ? plus(found.get(key), weight) : weight);
+    }
+    return [...found].map(([key, weight]) => ({ ...JSON.parse(key), exact: fraction(weight), share: decimal(weight) }))
+      .sort((a, b) => b.share - a.share || (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1));
+  }
+
+  // A packet {protocol, source, sourcePort, destination, port, origin, in, out} with texts for addresses.
+  function trace(data, packet) {
+    const source = address(packet.source), destination = address(packet.destination);
+    const version = text => text.includes(":") ? "ipv6" : "ipv4";
+    for (const [what, number] of [["source", source], ["destination", destination]])
+      if (number === null || version(packet[what]) !== data.family) throw new Error(`${what}: not an address of ${data.family}: ${packet[what]}`);
+    data.elsewhere ??= new Set(elsewhere(data));
+    const paths = new Journey(data, { ...packet, source, destination }).paths();
+    paths.sort((a, b) => decimal(b.weight) - decimal(a.weight));
+    return { paths: paths.map(one => ({ ...one, exact: fraction(one.weight), share: decimal(one.weight) })), outcomes: outcomes(paths) };
+  }
+
+  // Where the host's own addresses aren't known, what rules translate to is taken to be elsewhere.
+  function elsewhere(data) {
+    if (data.host) return [];
+    return Object.values(data.tables.nat ?? {}).flat().filter(rule => rule[3] === "DNAT")
+      .map(rule => place(rule[4].at(-1)?.[2] ?? "")?.host).filter(one => one !== undefined && one !== null);
+  }
+
+  return { trace, address };
+})();

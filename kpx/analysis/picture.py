@@ -1,0 +1,234 @@
+"""A ruleset as boxes and arrows: what `kpx graph` draws. Pure.
+
+Every way in to a Service is a box, so is every chain that belongs to it, and every endpoint with the chain that leads
+there. Chains that all Services share come before them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from typing import Literal, get_args
+
+from kpx.analysis.report import printable
+from kpx.analysis.simulate import Tables
+from kpx.analysis.words import chance, condition, is_open, share
+from kpx.netfilter.names import ours
+from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
+from kpx.netfilter.rule import Rule, RuleError, parse_rule
+
+Kind = Literal["hook", "dispatch", "way in", "chain", "endpoint", "refusal"]
+
+_MARKS = "KUBE-MARK-MASQ"
+_REFUSALS = ("DROP", "REJECT")
+
+FEW = 12
+"""Service ports up to which a picture shows how packets get to them from the chains that all share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One box: its title, and smaller lines below. `group` is the service port, empty for what all share.
+
+    `table` and `chain` are where its rules stand, `position` is that of the rule which it stands for, if it is one.
+    """
+
+    id: str
+    kind: Kind
+    title: str
+    lines: tuple[str, ...] = ()
+    group: str = ""
+    table: str = ""
+    chain: str = ""
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """From a box to another. The label is the share of packets, or the condition; `seldom` ones are drawn thinner."""
+
+    source: str
+    target: str
+    label: str = ""
+    seldom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Boxes by their ids, in the order of drawing, and arrows between them."""
+
+    boxes: Mapping[str, Box]
+    arrows: tuple[Arrow, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The service ports, sorted."""
+        return tuple(sorted({box.group for box in self.boxes.values()} - {""}))
+
+    def of(self, groups: Iterable[str]) -> "Picture":
+        """Only what belongs to these service ports."""
+        wanted = set(groups)
+        boxes = {key: box for key, box in self.boxes.items() if box.group in wanted}
+        return Picture(boxes, tuple(one for one in self.arrows if one.source in boxes and one.target in boxes))
+
+    def legible(self) -> "Picture":
+        """Without the arrows from shared chains to many Services: every way in says which chain it stands in."""
+        if len(self.groups) <= FEW:
+            return self
+        shared = {key for key, box in self.boxes.items() if not box.group}
+        return Picture(
+            self.boxes, tuple(one for one in self.arrows if one.source not in shared or one.target in shared)
+        )
+
+
+def picture(tables: Tables) -> Picture:
+    """Draw the proxy's part of tables; other programs' rules are left out."""
+    artist = _Artist(tables)
+    artist.draw()
+    return artist.pruned()
+
+
+class _Artist:
+    """Boxes and arrows while they are drawn."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = {name: tables[name] for name in ("nat", "filter") if name in tables}
+        self.owners = {name: chain_owners(chains) for name, chains in self.tables.items()}
+        self.boxes: dict[str, Box] = {}
+        self.arrows: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
+
+    def draw(self) -> None:
+        for table, chains in self.tables.items():
+            for chain, rules in chains.items():
+                if chain in self.owners[table]:
+                    self._own(table, chain, [_parsed(one) for one in rules])
+                elif ours(chain) and not is_own_chain(chain):
+                    self._shared(table, chain, rules, "dispatch")
+                elif not ours(chain):
+                    self._shared(table, chain, rules, "hook")
+
+    def pruned(self) -> Picture:
+        """Without shared chains that lead to nothing."""
+        back: dict[str, list[str]] = defaultdict(list)
+        for source, target in self.arrows:
+            back[target].append(source)
+        kept: set[str] = set()
+        edge = [key for key, box in self.boxes.items() if box.kind not in ("hook", "dispatch") or box.lines]
+        while edge:
+            one = edge.pop()
+            if one not in kept:
+                kept.add(one)
+                edge += back[one]
+        order = get_args(Kind)
+        boxes = sorted(
+            (box for key, box in self.boxes.items() if key in kept),
+            key=lambda box: (box.group, order.index(box.kind), box.title, box.id),
+        )
+        arrows = [
+            Arrow(source, target, _joined(label for label, _ in some), all(seldom for _, seldom in some))
+            for (source, target), some in self.arrows.items()
+            if source in kept and target in kept
+        ]
+        places = {box.id: place for place, box in enumerate(boxes)}
+        # Of one box they keep the order of its rules.
+        return Picture({box.id: box for box in boxes}, tuple(sorted(arrows, key=lambda one: places[one.source])))
+
+    # ---- chains that all Services share ----
+
+    def _shared(self, table: str, chain: str, rules: Iterable[str], kind: Kind) -> None:
+        lines = []
+        here = _id(table, chain)
+        for position, text in enumerate(rules, 1):
+            rule = _parsed(text)
+            target = rule.target or ""
+            owner = rule_owner(text)
+            if owner and (target in self.owners[table] or target in _REFUSALS):
+                self._way_in(Box(f"{here} {position}", "way in", "", (), owner, table, chain, position), rule)
+            elif ours(target) and target in self.tables[table] and target != _MARKS:
+                self._arrow(here, _id(table, target), condition(rule))
+            elif kind == "dispatch" and chain != _MARKS and not owner:
+                lines.append(printable(f"{condition(rule) or 'all'}: {target or 'counted'}"))
+        self.boxes[here] = Box(
+            here, kind, printable(chain), (table, *lines) if kind == "hook" else tuple(lines), "", table, chain
+        )
+
+    def _way_in(self, box: Box, rule: Rule) -> None:
+        group, target = printable(box.group), rule.target or ""
+        about = (rule.comment or "").removeprefix(box.group).strip()
+        place = condition(rule).removeprefix("to ").replace(", to the node", "")
+        title = place.replace("port ", "node port ", 1) if place.startswith("port ") else place
+        where = box.chain if box.table == "nat" else f"{box.table} {box.chain}"
+        lines = tuple(printable(one) for one in (about, where) if one)
+        self.boxes[box.id] = Box(box.id, "way in", printable(title), lines, group, box.table, box.chain, box.position)
+        self._arrow(_id(box.table, box.chain), box.id, "")
+        if target in _REFUSALS:
+            self._refuse(box.id, box.table, rule, group, "")
+        else:
+            self._arrow(box.id, _id(box.table, target), "")
+
+    # ---- chains of one service port ----
+
+    def _own(self, table: str, chain: str, rules: list[Rule]) -> None:
+        here, group = _id(table, chain), printable(self.owners[table][chain])
+        left = Fraction(1)
+        lines = []
+        to = ""
+        for rule in rules:
+            target = rule.target or ""
+            part, left = _part(rule, left) if target != _MARKS else (None, left)
+            label = _joined(filter(None, (condition(rule), share(part) if part is not None else "")))
+            if target == "DNAT":
+                to = " ".join(rule.target_options[-1].values) if rule.target_options else ""
+                lines += ["remembers the client" for match in rule.matches if match.module == "recent"]
+            elif target == _MARKS and chain.startswith("KUBE-SEP-"):
+                pass  # hairpin: a pod that reaches itself
+            elif target == _MARKS:
+                lines.append(f"masqueraded{f' if {condition(rule)}' if condition(rule) else ''}")
+            elif target in _REFUSALS:
+                self._refuse(here, table, rule, group, label)
+            elif target in self.tables[table]:
+                self._arrow(here, _id(table, target), label, seldom=part is None and bool(label))
+            elif not target and rule.comment:
+                lines.append(rule.comment.replace(f" to {group}", ""))
+        kind: Kind = "endpoint" if to else "chain"
+        texts = (chain, *lines) if to else lines
+        self.boxes[here] = Box(here, kind, printable(to or chain), tuple(map(printable, texts)), group, table, chain)
+
+    # ---- both ----
+
+    def _refuse(self, source: str, table: str, rule: Rule, group: str, label: str) -> None:
+        target = rule.target or ""
+        key = f"{target} {group}"
+        detail = tuple(value for option in rule.target_options for value in option.values)
+        self.boxes[key] = Box(key, "refusal", target, detail, group, table)
+        self._arrow(source, key, label)
+
+    def _arrow(self, source: str, target: str, label: str, seldom: bool = False) -> None:
+        self.arrows[source, target].append((printable(label), seldom))
+
+
+def _part(rule: Rule, left: Fraction) -> tuple[Fraction | None, Fraction]:
+    """The share of a chain's packets that a rule takes, if it asks for nothing but chance, and what is left then."""
+    by_chance = chance(rule)
+    if not is_open(rule) or rule.target is None:
+        return None, left
+    if by_chance is None:
+        return (left if left < 1 else None), Fraction(0)
+    return left * by_chance, left * (1 - by_chance)
+
+
+def _joined(labels: Iterable[str]) -> str:
+    return "\n".join(dict.fromkeys(filter(None, labels)))
+
+
+def _id(table: str, chain: str) -> str:
+    return f"{table} {chain}"
+
+
+@cache
+def _parsed(text: str) -> Rule:
+    try:
+        return parse_rule(text)
+    except RuleError:
+        return Rule()

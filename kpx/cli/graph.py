@@ -1,0 +1,71 @@
+"""`kpx graph`."""
+
+from pathlib import Path
+
+import click
+
+from kpx.analysis.dot import dot, svg
+from kpx.analysis.mermaid import mermaid
+from kpx.analysis.page import page
+from kpx.analysis.picture import Picture, picture
+from kpx.cli.rules import RuleSource, rule_options
+from kpx.errors import KpxError
+from kpx.family import Family
+
+_NAMED = 10
+"""How many Services an error names."""
+
+
+@click.command()
+@click.argument("services", nargs=-1, metavar="[SERVICE]...")
+@click.option("--format", "form", type=click.Choice(["svg", "dot", "mermaid"]), default="svg", show_default=True)
+@click.option("--html", is_flag=True, help="One page, to search and to click in, that needs no network and no kpx.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
+@click.option(
+    "--family", type=click.Choice([one.value for one in Family]), default=Family.IPV4.value, show_default=True
+)
+@rule_options
+def command(
+    source: RuleSource, services: tuple[str, ...], form: str, html: bool, output: Path | None, family: str
+) -> None:
+    """Draw rules: all of them, or those of each SERVICE (namespace/name, or namespace/name:port).
+
+    Ways in are blue, endpoints green, refusals red; arrows bear the share of packets that takes them. Asks the rules in
+    the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f those that manifests
+    compile to. SVG needs Graphviz; the page, DOT and Mermaid don't.
+
+    \b
+    Example:
+      kpx graph shop/front-end -f shop/ --node node-0 -o front-end.svg
+      kpx graph --rules dump.save --html -o rules.html
+    """
+    held = source.held(Family(family))
+    drawn = _chosen(picture(held.simulator.tables), services)
+    if html:
+        text = page(held.simulator, drawn, held.origin)
+    else:
+        text = {"svg": svg, "dot": dot, "mermaid": mermaid}[form](drawn.legible())
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise KpxError(f"{output}: {error.strerror}") from error
+
+
+def _chosen(drawn: Picture, services: tuple[str, ...]) -> Picture:
+    if not services:
+        return drawn
+    wanted: set[str] = set()
+    for service in services:
+        found = {group for group in drawn.groups if service in (group, group.partition(":")[0])}
+        if not found:
+            raise KpxError(f"no rules of a Service {service}; there are {_few(drawn.groups)}")
+        wanted |= found
+    return drawn.of(wanted)
+
+
+def _few(groups: tuple[str, ...]) -> str:
+    more = f" and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
+    return f"{', '.join(groups[:_NAMED])}{more}" if groups else "none at all"

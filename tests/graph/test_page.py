@@ -1,0 +1,275 @@
+"""The page of `kpx graph --html` in a real browser: what a person does in it, and that it answers as kpx does."""
+
+import json
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from kpx.analysis.packet import Host, Origin, Outcome, Packet
+from kpx.analysis.page import page
+from kpx.analysis.picture import picture
+from kpx.analysis.simulate import Simulator, tables_of, tables_of_save, translated_to
+from kpx.family import Family
+from kpx.netfilter.save import parse_save
+from tests.analysis.probes import destinations, from_everywhere
+from tests.compiler.layouts import Input
+from tests.compiler.towns import CONFIG, NODE_ADDRESSES, town
+from tests.graph.browser import browser, missing
+from tests.kernel import FAMILIES, case_path
+from tests.lab.kpx import dry_kpx
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
+
+PATIENCE = 60
+CASES = sorted(path.name for path in case_path("").iterdir() if path.is_dir())
+SHOP = ("-f", "tests/demo/shop", "--config", "tests/demo/config.yaml", "--node", "node-0")
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with browser(tmp_path_factory.mktemp("profile")) as one:
+        yield one
+
+
+def load(chrome: Chrome, path: Path) -> None:
+    chrome.get(f"file://{quote(str(path))}")
+    WebDriverWait(chrome, PATIENCE).until(lambda one: one.find_elements(By.CSS_SELECTOR, "#services li"))
+
+
+@pytest.fixture
+def shop(chrome: Chrome, tmp_path: Path) -> Chrome:
+    """The demo's shop, opened."""
+    path = tmp_path / "shop.html"
+    done = dry_kpx("graph", "--html", "-o", path, *SHOP)
+    assert (done.returncode, done.stdout) == (0, "")
+    load(chrome, path)
+    return chrome
+
+
+def find(chrome: Chrome, selector: str) -> list[WebElement]:
+    return chrome.find_elements(By.CSS_SELECTOR, selector)
+
+
+def texts(chrome: Chrome, selector: str) -> list[str]:
+    return [one.text for one in find(chrome, selector)]
+
+
+def enter(chrome: Chrome, name: str, text: str) -> None:
+    field = chrome.find_element(By.ID, name)
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(text + Keys.ENTER)
+
+
+# ---- what a person does ----
+
+
+def test_a_service_is_found_by_name_by_address_and_by_chain(shop: Chrome) -> None:
+    for words in ("front-e", "10.96.0.10:", "XUASX56CAPHY7UFH", "10.244.1.12:8080"):
+        enter(shop, "search", words)
+        assert "shop/front-end:http" in texts(shop, "#services li")
+    enter(shop, "search", "front-end")
+    assert texts(shop, "#services li") == [shop.find_element(By.ID, "name").text] == ["shop/front-end:http"]
+    boxes = texts(shop, "#picture .box .title")
+    assert {"10.96.0.10:80/tcp", "node port 30080/tcp", "10.244.0.11:8080"} < set(boxes)
+    assert texts(shop, "#picture .arrow text").count("1/3") == 3
+
+
+def test_a_person_walks_along_the_chains(shop: Chrome) -> None:
+    enter(shop, "search", "front-end")
+    next(one for one in find(shop, ".box.chain") if "KUBE-EXT" in one.text).click()
+    assert texts(shop, "section.chain h3") == ["KUBE-EXT-XUASX56CAPHY7UFH"]
+    for target in ("KUBE-SVC-XUASX56CAPHY7UFH", "KUBE-SEP-CZ2VVTADG2G7G6TN", "KUBE-MARK-MASQ"):
+        cards = find(shop, "section.chain")
+        next(one for one in cards[-1].find_elements(By.TAG_NAME, "button") if one.text == target).click()
+        assert texts(shop, "section.chain h3")[-1] == target
+    assert len(find(shop, "section.chain")) == 4
+    find(shop, "section.chain")[1].find_elements(By.TAG_NAME, "button")[-1].click()
+    assert texts(shop, "section.chain h3")[2:] == ["KUBE-SEP-7EJCTMJWPWTG5NX2"]
+
+
+def test_a_packet_is_sent_and_its_way_is_marked(shop: Chrome) -> None:
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.10:80")
+    assert texts(shop, "#result tr") == [
+        f"1/3 → {end} masqueraded" for end in ("10.244.0.11:8080", "10.244.1.12:8080", "10.244.2.13:8080")
+    ]
+    assert shop.find_element(By.ID, "name").text == "shop/front-end:http"
+    passed = {one.text.split("\n")[0] for one in find(shop, ".box.passed")}
+    assert "10.96.0.10:80/tcp" in passed
+    assert "node port 30080/tcp" not in passed
+    chains = [step.split()[0] for step in texts(shop, "#result details[open] li button")]
+    assert chains[:3] == ["PREROUTING", "KUBE-SERVICES", "KUBE-SVC-XUASX56CAPHY7UFH"]
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.40:80")
+    assert texts(shop, "#result tr") == ["1 rejected: icmp-port-unreachable"]
+    assert find(shop, ".box.refusal.passed")
+
+
+@pytest.mark.parametrize(
+    "words", ["nonsense", "tcp 1.2.3.4 -> 10.0.0.1", "tcp ::1 -> fd00::1:80", "tcp 1.2.3.4 -> 10.0.0.1:99999", ""]
+)
+def test_what_is_no_packet_is_told(shop: Chrome, words: str) -> None:
+    enter(shop, "packet", words or Keys.DELETE)
+    assert len(texts(shop, "#result .error")) == 1
+    assert not find(shop, "#result tr")
+
+
+def test_the_page_needs_nobody_and_complains_of_nothing(shop: Chrome) -> None:
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.10:80")
+    loaded = shop.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
+    assert loaded == []
+    log: list[dict[str, str]] = shop.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [one for one in log if one["level"] == "SEVERE"] == []
+
+
+def test_what_rules_say_is_never_run(chrome: Chrome, tmp_path: Path) -> None:
+    evil = "<img/src=x> </script><script>document.title='run'</script><img src=x onerror=\\\"document.title='run'\\\">"
+    dump = tmp_path / "evil.save"
+    dump.write_text(
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n"
+        f'-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp -m comment --comment "a/b:http {evil}" -m tcp --dport 80 '
+        f'-j KUBE-SVC-A\n-A KUBE-SVC-A -m comment --comment "{evil}" -j RETURN\nCOMMIT\n'
+    )
+    page_file = tmp_path / "evil.html"
+    assert dry_kpx("graph", "--html", "--rules", dump, "-o", page_file).returncode == 0
+    load(chrome, page_file)
+    find(chrome, ".box")[-1].click()
+    assert chrome.title == f"kpx: {dump}"
+    assert not find(chrome, "img")
+
+
+# ---- the same answers as kpx ----
+
+SEND = """
+const answers = [];
+for (const packet of arguments[0]) answers.push(Walk.trace(DATA, packet).outcomes);
+return JSON.stringify(answers);
+"""
+
+
+def answers(
+    chrome: Chrome, simulator: Simulator, packets: Sequence[Packet], folder: Path
+) -> list[dict[Outcome, Fraction]]:
+    path = folder / "page.html"
+    path.write_text(page(simulator, picture(simulator.tables), "a test"))
+    load(chrome, path)
+    asked = [
+        {
+            "protocol": one.protocol, "source": one.source, "sourcePort": one.source_port,
+            "destination": one.destination, "port": one.destination_port, "origin": one.origin.value,
+            "in": one.in_interface, "out": one.out_interface,
+        }
+        for one in packets
+    ]  # fmt: skip
+    found: list[list[dict[str, Any]]] = json.loads(chrome.execute_script(SEND, asked))
+    return [{_outcome(one): Fraction(one["exact"]) for one in of_packet} for of_packet in found]
+
+
+def _outcome(one: dict[str, Any]) -> Outcome:
+    return Outcome(one["fate"], one["destination"], one["masqueraded"], one["detail"])
+
+
+def assert_same(chrome: Chrome, simulator: Simulator, packets: Sequence[Packet], folder: Path) -> None:
+    assert packets
+    for packet, found in zip(packets, answers(chrome, simulator, packets, folder), strict=True):
+        assert found == dict(simulator.outcomes(packet)), packet
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packets_through_kube_proxys_rules_end_as_kpx_trace_says(case: str, chrome: Chrome, tmp_path: Path) -> None:
+    for family in FAMILIES:
+        tables, policies = tables_of_save(parse_save((case_path(case) / f"{family}.save").read_text()))
+        places = {
+            (match_of(rule), "udp" if "-p udp" in rule else "sctp" if "-p sctp" in rule else "tcp", port)
+            for table in tables.values()
+            for rules in table.values()
+            for rule in rules
+            for port in ports_of(rule)
+        } | {("10.96.0.99" if family is Family.IPV4 else "fd00::99", "tcp", 80)}
+        sound = sorted(place for place in places if place[0] and Family.of(place[0]) is family)
+        packets = [one for place in sound for one in from_everywhere(place, family)]
+        for host in (Host(NODE_ADDRESSES), Host(None, elsewhere=translated_to(tables))):
+            assert_same(chrome, Simulator(tables, family, host, policies), packets, tmp_path)
+
+
+def match_of(rule: str) -> str:
+    """The address that a rule is for; for a node port, the node's."""
+    if rule.startswith("-d "):
+        return rule.split()[1].split("/")[0]
+    return NODE_ADDRESSES[0] if "--dport" in rule else ""
+
+
+def ports_of(rule: str) -> list[int]:
+    words = rule.split()
+    return [int(words[words.index("--dport") + 1])] if "--dport" in words else []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packets_through_trees_end_as_kpx_trace_says(family: Family, chrome: Chrome, tmp_path: Path) -> None:
+    inputs = Input.of(town(24, seed=7), CONFIG, family)
+    classic, tree = inputs.classic(), inputs.tree()
+    places = destinations(classic, tree)
+    packets = [one for place in places[:: max(1, len(places) // 250)] for one in from_everywhere(place, family)]
+    assert_same(chrome, Simulator(tables_of(tree), family, Host(NODE_ADDRESSES)), packets, tmp_path)
+
+
+STRANGE = """
+*mangle
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -s 10.0.0.1/32 -j MARK --set-xmark 0x1/0xffffffff
+-A PREROUTING -p udp -j CONNMARK --set-xmark 0x5/0xf
+-A PREROUTING -p udp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
+COMMIT
+*raw
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -s 10.0.0.2/32 -j CT --notrack
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:A - [0:0]
+:B - [0:0]
+:C - [0:0]
+-A PREROUTING -m mark --mark 0x1 -j DNAT --to-destination 192.0.2.1
+-A PREROUTING -p tcp -m multiport --dports 80,443:445 -j A
+-A PREROUTING -m iprange --dst-range 10.9.0.5-10.9.0.9 -j B
+-A PREROUTING -m time --timestart 10:00 -p tcp -m tcp --dport 22 -j B
+-A PREROUTING -p tcp -m tcp --dport 9 -j C
+-A A -m statistic --mode random --probability 0.25000000000 -j RETURN
+-A A -m statistic --mode random --probability 0.33333333349 -g B
+-A A -m statistic --mode nth --every 3 --packet 0 -j DNAT --to-destination 192.0.2.2:8080
+-A B -m recent --rcheck --seconds 10 --name x --mask 255.255.255.255 --rsource -j DNAT --to-destination 192.0.2.9:1
+-A B -m recent --set --name x --mask 255.255.255.255 --rsource
+-A B -m recent --update --seconds 10 --name x --mask 255.255.255.255 --rsource -j DNAT --to-destination 192.0.2.3:81
+-A C -j C
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT
+-A FORWARD -m mark --mark 0x4/0x4 -j ACCEPT
+-A FORWARD -m addrtype --dst-type LOCAL -j DROP
+-A FORWARD -i eth+ -p tcp -m tcp --dport 7 -j REJECT --reject-with tcp-reset
+-A FORWARD ! -s 10.0.0.0/8 -j ACCEPT
+-A FORWARD -m string --string "x -j y" --algo bm --to 65535 -j ACCEPT
+COMMIT
+"""
+
+
+def test_packets_through_other_programs_rules_end_as_kpx_trace_says(chrome: Chrome, tmp_path: Path) -> None:
+    tables, policies = tables_of_save(parse_save(STRANGE))
+    simulator = Simulator(tables, Family.IPV4, Host(("10.9.0.8",)), policies)
+    packets = [
+        Packet(source, destination, protocol, port, None, origin, in_interface=interface)
+        for source in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "192.0.2.77")
+        for destination in ("10.9.0.5", "10.9.0.8", "10.9.0.10", "127.0.0.1", "224.0.0.1")
+        for protocol in ("tcp", "udp")
+        for port in (7, 9, 22, 80, 444)
+        for origin, interface in ((Origin.OUTSIDE, None), (Origin.OUTSIDE, "eth0"), (Origin.POD, "cni0"))
+    ]
+    assert_same(chrome, simulator, packets, tmp_path)

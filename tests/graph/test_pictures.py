@@ -1,0 +1,197 @@
+"""Pictures of rulesets: everything is in them once, with the shares that rules give; the same for any input order."""
+
+import random
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import kpx
+from kpx.analysis.dot import dot, svg
+from kpx.analysis.mermaid import mermaid
+from kpx.analysis.picture import Picture, picture
+from kpx.analysis.simulate import tables_of
+from kpx.compiler import names
+from kpx.family import Family
+from kpx.model.balance import AffinityScope, Balance
+from kpx.model.cluster import cluster_of
+from kpx.model.node import node_view
+from kpx.model.policy import select, weights
+from kpx.netfilter.owners import is_own_chain
+from tests.compiler.clusters import Manifest, clusters
+from tests.compiler.layouts import Input
+from tests.compiler.towns import CONFIG, town
+from tests.kernel import BACKENDS, Namespace, case_path, needs_kernel
+from tests.lab.kpx import ROOT, dry_kpx
+from tests.manifests import endpoint_slice, node, service, write
+
+SHOP = ("-f", "tests/demo/shop", "--config", "tests/demo/config.yaml", "--node", "node-0")
+needs_graphviz = pytest.mark.skipif(not shutil.which("dot"), reason="needs the package graphviz")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(objects: list[kpx.Object], layout: kpx.Layout = kpx.Layout.CLASSIC) -> Picture:
+    return picture(tables_of(kpx.compile(objects, node_name="node-0", layout=layout)))
+
+
+def parsed(manifests: list[Manifest]) -> list[kpx.Object]:
+    return [kpx.parse_object(one["kind"], one) for one in manifests]
+
+
+@settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
+@given(clusters())
+def test_every_chain_of_a_service_is_drawn_once_and_every_endpoint_with_its_share(manifests: list[Manifest]) -> None:
+    objects = parsed(manifests)
+    found = drawn(objects)
+    ruleset = kpx.compile(objects, node_name="node-0", layout=kpx.Layout.CLASSIC)
+    reached = {chain for chain in ruleset.tables["nat"].chains if is_own_chain(chain)}
+    drawn_chains = [box.chain for box in found.boxes.values() if box.kind in ("chain", "endpoint")]
+    assert sorted(drawn_chains) == sorted(set(drawn_chains))
+    assert reached >= set(drawn_chains)
+    cluster = cluster_of(objects, Family.IPV4, "node-0")
+    view = node_view("node-0", Family.IPV4, None)
+    for name, port in cluster.ports.items():
+        chosen = select(cluster.endpoints.get(name, ()), port, view)
+        chain = f"nat KUBE-SVC-{names.port_hash(name)}"
+        plain = port.balancing.balance is Balance.RANDOM and port.balancing.scope is AffinityScope.PORT
+        if not plain or not chosen.anywhere or not chosen.cluster or chain not in found.boxes:
+            continue
+        shares = [one.label.split("\n")[-1] for one in found.arrows if one.source == chain]
+        parts = weights(chosen.cluster, port.balancing)
+        expected = [str(Fraction(part, sum(parts))) if len(parts) > 1 else "" for part in parts]
+        assert [share if "/" in share else "" for share in shares] == expected
+
+
+def test_the_picture_does_not_depend_on_the_order_of_objects() -> None:
+    objects = parsed(town(20, seed=3))
+    expected = drawn(objects, kpx.Layout.TREE)
+    for seed in range(3):
+        random.Random(seed).shuffle(objects)
+        found = drawn(objects, kpx.Layout.TREE)
+        assert (dot(found), mermaid(found)) == (dot(expected), mermaid(expected))
+
+
+@needs_graphviz
+def test_fifty_services_make_a_picture_that_graphviz_draws() -> None:
+    inputs = Input.of(town(50, seed=1), CONFIG, Family.IPV4)
+    found = picture(tables_of(inputs.tree())).legible()
+    root = ElementTree.fromstring(svg(found))
+    clusters_drawn = [one for one in root.iter(f"{SVG}g") if one.get("class") == "cluster"]
+    assert len(clusters_drawn) == len(found.groups) >= 50
+    nodes = [one for one in root.iter(f"{SVG}g") if one.get("class") == "node"]
+    assert len(nodes) == len(found.boxes)
+    said = {text.text for text in root.iter(f"{SVG}text")}
+    assert {box.title for box in found.boxes.values()} <= said
+
+
+@needs_graphviz
+def test_one_service_as_svg_tells_all_about_it() -> None:
+    done = dry_kpx("graph", "shop/front-end", *SHOP)
+    root = ElementTree.fromstring(done.stdout)
+    said = [text.text for text in root.iter(f"{SVG}text")]
+    for words in ("shop/front-end:http", "10.96.0.10:80/tcp", "node port 30080/tcp", "10.244.0.11:8080",
+                  "KUBE-SVC-XUASX56CAPHY7UFH", "KUBE-EXT-XUASX56CAPHY7UFH"):  # fmt: skip
+        assert said.count(words) == 1
+    assert [one.strip() for one in said if one].count("1/3") == 3
+
+
+def test_mermaid_has_a_box_for_each_box_and_no_stray_characters(tmp_path: Path) -> None:
+    text = dry_kpx("graph", *SHOP, "--format", "mermaid").stdout
+    lines = text.splitlines()
+    assert lines[0] == "flowchart LR"
+    boxes = [re.fullmatch(r'\s+(n\d+)\["(.*)"\]:::\w+', line) for line in lines]
+    known = {match[1] for match in boxes if match}
+    arrows = [re.fullmatch(r'\s+(n\d+) (?:-->|-\.->)(?:\|"([^"]*)"\|)? (n\d+)', line) for line in lines]
+    ends = {end for match in arrows if match for end in (match[1], match[3])}
+    assert ends <= known
+    assert len(known) > 30
+    assert lines.count("  end") == sum(line.startswith("  subgraph ") for line in lines) == 6
+    everything = (match[2] for match in boxes if match)
+    assert not [text for text in everything if re.search(r'["{}|()\[\]]', text)]
+
+
+def test_readme_shows_what_mermaid_draws() -> None:
+    (block,) = re.findall(r"```mermaid\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block == dry_kpx("graph", "shop/front-end", *SHOP, "--format", "mermaid").stdout
+
+
+@needs_graphviz
+def test_dot_reads_what_rules_say_as_text_only(tmp_path: Path) -> None:
+    evil = 'x\\"];evil[label=<b>\\\\'
+    dump = tmp_path / "evil.save"
+    dump.write_text(
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A KUBE-SERVICES -d 10.0.0.1/32 -p tcp -m comment "
+        f'--comment "a/b:http {evil}" -m tcp --dport 80 -j KUBE-SVC-A\n-A KUBE-SVC-A -j DROP\nCOMMIT\n'
+    )
+    root = ElementTree.fromstring(dry_kpx("graph", "--rules", dump).stdout)
+    titles = [one.text for one in root.iter(f"{SVG}title")]
+    assert not [one for one in titles if one and one.startswith("evil")]
+    assert any("];evil[label=<b>" in (text.text or "") for text in root.iter(f"{SVG}text"))
+
+
+@pytest.mark.parametrize(
+    "case", ["loadbalancer-source-ranges", "session-affinity", "nodeport-local-without-local-endpoint"]
+)
+def test_kube_proxys_rules_are_drawn(case: str) -> None:
+    text = dry_kpx("graph", "--rules", case_path(case) / "ipv4.save", "--format", "dot").stdout
+    assert text.startswith("digraph kpx {")
+    expected = {
+        "loadbalancer-source-ranges": ("KUBE-FW-", "DROP", "from "),
+        "session-affinity": ("client known for less than", "remembers the client"),
+        "nodeport-local-without-local-endpoint": ("DROP", "has no local endpoints"),
+    }
+    for words in expected[case]:
+        assert words in text
+
+
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_kernels_rules_are_drawn_like_those_of_manifests(
+    backend: str, namespace: Namespace, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "shop.json", [node(), service("web", "10.96.0.1"), endpoint_slice("web", ["10.244.0.1"])])
+    namespace.kpx("apply", "-f", str(path), "--node", "node-0", "--backend", backend)
+    live = namespace.kpx("graph", "shop/web", "--backend", backend, "--format", "dot").stdout
+    assert live == dry_kpx("graph", "shop/web", "-f", path, "--node", "node-0", "--format", "dot").stdout
+    assert "10.244.0.1:8080" in live
+
+
+def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
+    done = dry_kpx("graph", "shop/fornt-end", *SHOP)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no rules of a Service shop/fornt-end; there are kube-system/dns:dns" in done.stderr
+    unwritable = dry_kpx("graph", *SHOP, "-o", tmp_path / "no" / "folder.svg")
+    assert unwritable.returncode == 2
+    assert "No such file" in unwritable.stderr
+
+
+def test_without_graphviz_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = dry_kpx("graph", *SHOP)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "install the package graphviz" in done.stderr
+
+
+@needs_graphviz
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "*nat\nCOMMIT\n",
+        "*nat\n:KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -j KUBE-SVC-A\n-A KUBE-SERVICES -j KUBE-SVC-A\nCOMMIT\n",
+        '*nat\n-A KUBE-SERVICES -m comment --comment "a/b:c cluster IP" -j KUBE-SVC-A\n'
+        '-A KUBE-SVC-A -m comment --comment "a/b:c -> x" -m statistic --mode random --probability x -j KUBE-SEP-A\n'
+        "-A KUBE-SEP-A -j DNAT\n-A KUBE-SEP-A -j DNAT --to-destination\nCOMMIT\n",
+    ],
+)
+@pytest.mark.parametrize("form", [("--format", "svg"), ("--format", "mermaid"), ("--html",)])
+def test_no_dump_makes_it_fall_over(text: str, form: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "a.save").write_text(text)
+    done = dry_kpx("graph", "--rules", tmp_path / "a.save", *form)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
