@@ -62,7 +62,7 @@ def _body(drawn: Picture) -> Iterator[str]:
 def _box(box: Box) -> str:
     fill, border, text = COLOURS[box.kind]
     lines = "".join(f'<br/><font point-size="8.5">{escape(line)}</font>' for line in box.lines)
-    label = f"<<b>{escape(box.title)}</b>{lines}>" if lines else f"<<b>{escape(box.title)}</b>>"
+    label = f"<<b>{escape(box.title) or '?'}</b>{lines}>"
     return f'[label={label} fillcolor="{fill}" color="{border}" fontcolor="{text}" tooltip={_quoted(box.id)}]'
 
 

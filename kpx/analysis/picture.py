@@ -157,7 +157,7 @@ class _Artist:
         group, target = printable(box.group), rule.target or ""
         about = (rule.comment or "").removeprefix(box.group).strip()
         place = condition(rule).removeprefix("to ").replace(", to the node", "")
-        title = place.replace("port ", "node port ", 1) if place.startswith("port ") else place
+        title = place.replace("port ", "node port ", 1) if place.startswith("port ") else place or "any packet"
         where = box.chain if box.table == "nat" else f"{box.table} {box.chain}"
         lines = tuple(printable(one) for one in (about, where) if one)
         self.boxes[box.id] = Box(box.id, "way in", printable(title), lines, group, box.table, box.chain, box.position)
