@@ -40,7 +40,7 @@ def _likelier(found: re.Match[str], pick: random.Random) -> str:
 
 
 def _wider(found: re.Match[str], pick: random.Random) -> str:
-    return f"{found[1]}/{int(found[2]) - pick.choice([1, 4, 8])}"
+    return f"{found[1]}/{max(int(found[2]) - pick.choice([1, 4, 8]), 1)}"
 
 
 def _other_bit(found: re.Match[str], pick: random.Random) -> str:

@@ -73,6 +73,9 @@ def ask(text: str, number: int) -> None:
     shape = ("--json",) if number % 2 else ("--all",)
     traced = run("trace", FLOWS[number % len(FLOWS)], "--from", sender, "--rules", "-", *own, *shape, stdin=data)
     told = run("explain", QUESTIONS[number % len(QUESTIONS)], "--rules", "-", *own, *shape, stdin=data)
+    checked = run("verify", "--rules", "-", *(["--json"] if number % 2 else []), stdin=data)
+    assert checked.status in (0, 1, 2)
+    assert bool(checked.complaint) or checked.status < 2
     for done in (traced, told):
         assert done.status in (0, 2)
         assert bool(done.stdout) != bool(done.status)

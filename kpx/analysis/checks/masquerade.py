@@ -34,7 +34,7 @@ def _wrong(chain: str, what: str) -> Finding:
 def _set_bits(tables: Tables, jump: Jump) -> Iterator[int]:
     """The mark that a MARK rule sets."""
     for option in tables.parsed(jump.rule).target_options if jump.target == "MARK" else ():
-        with suppress(ValueError):
+        with suppress(ValueError, IndexError):
             yield int(option.values[0].partition("/")[0], 0) if option.name == "--set-xmark" else 0
 
 
@@ -51,7 +51,7 @@ def _matches(rule: Rule, mark: int) -> bool:
     """Whether a rule that asks for the mark alone matches; what else it asks for, some packets have."""
     for match in rule.matches:
         for option in match.options if match.module == "mark" else ():
-            with suppress(ValueError):
+            with suppress(ValueError, IndexError):
                 value, _, mask = option.values[0].partition("/")
                 if (mark & int(mask or "0xffffffff", 0) == int(value, 0)) == option.negated:
                     return False

@@ -84,7 +84,7 @@ def _chance(rule: Rule) -> float | None:
             value = options["--probability"]
             try:
                 chance *= 1 - float(value.values[0]) if value.negated else float(value.values[0])
-            except ValueError:
+            except (ValueError, IndexError):
                 return None
         elif match.module not in ("comment", "recent"):
             return None
