@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kpx.analysis.checks import Finding
 from kpx.analysis.equivalence import Example, Share
-from kpx.analysis.report import Part
+from kpx.analysis.report import Part, printable
 from kpx.family import Family
 
 
@@ -89,8 +89,12 @@ class Equivalence(Part):
 
 def rules_report(rules: str, family: Family, count: int, findings: Sequence[Finding]) -> RulesReport:
     """The report of what was found in the rules of a family."""
-    found = tuple(FindingReport.model_validate(asdict(one)) for one in findings)
+    found = tuple(FindingReport.model_validate(_shown(one)) for one in findings)
     return RulesReport(rules=rules, family=family.value, count=count, findings=found)
+
+
+def _shown(one: Finding) -> dict[str, object]:
+    return {key: printable(str(value)) if isinstance(value, str) else value for key, value in asdict(one).items()}
 
 
 def equivalence_report(
@@ -99,7 +103,9 @@ def equivalence_report(
     """The report of a comparison; `example` is None if nothing tells both sides apart."""
     equivalent = True if example is None else False if example.is_certain else None
     told = example and _example(example)
-    return Equivalence(rules=rules, family=family.value, equivalent=equivalent, unknown=unknown, example=told)
+    return Equivalence(
+        rules=rules, family=family.value, equivalent=equivalent, unknown=tuple(map(printable, unknown)), example=told
+    )
 
 
 def _example(one: Example) -> ExampleReport:
@@ -116,8 +122,8 @@ def _example(one: Example) -> ExampleReport:
         mark=packet.mark,
         ctstate=packet.state,
         addresses=one.addresses,
-        known=one.known,
-        assumed=one.assumed,
+        known={printable(name): age for name, age in one.known.items()},
+        assumed=tuple(map(printable, one.assumed)),
         outcomes=(_shares(one.sides[0]), _shares(one.sides[1])),
     )
 
@@ -130,8 +136,8 @@ def _shares(side: Sequence[Share]) -> tuple[ShareReport, ...]:
             fate=one.outcome.fate.value,
             destination=one.outcome.destination,
             masqueraded=one.outcome.masqueraded,
-            detail=one.outcome.detail,
-            noted=one.noted,
+            detail=printable(one.outcome.detail),
+            noted=tuple(map(printable, one.noted)),
         )
         for one in side
     )
