@@ -1,6 +1,5 @@
 """How a chain chooses among endpoints: by a list, as kube-proxy does, or by groups where there are many."""
 
-from base64 import b32decode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,9 +199,14 @@ class Grouped:
         return branches
 
 
+_BITS = {letter: bits for bits, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")}
+"""Base32 (RFC 4648): a letter is five bits."""
+
+
 def _digit(chain: str, depth: int) -> str:
-    """A hexadecimal digit of the hash in an endpoint chain's name."""
-    return b32decode(chain[-16:]).hex()[depth]
+    """A hexadecimal digit, one of the first three, of the hash in an endpoint chain's name."""
+    first = _BITS[chain[-16]] << 10 | _BITS[chain[-15]] << 5 | _BITS[chain[-14]]
+    return f"{first >> (11 - 4 * depth) & 15:x}"
 
 
 def _group_chain(chain: str, digit: str) -> str:
