@@ -136,7 +136,7 @@ def test_without_a_change_a_restart_writes_nothing(town: Town, ending: Callable[
 def test_of_changes_while_it_was_down_only_the_difference_is_written(town: Town) -> None:
     before = count_something(town)
     town.agent.kill()
-    town.churn(10)
+    town.churn(30)  # enough for both families
     wanted = desired(town.agent, town.server)
     payloads = {
         family: payload_of(make_plan(ruleset, town.live(family)).edits, Tools(town.agent.backend, family))
