@@ -210,8 +210,8 @@ def _understood(data: bytes, packet: Packet, tokens: Mapping[int, int]) -> tuple
     token = _token(protocol, segment)
     if token not in tokens:
         return None
-    port = struct.unpack_from("!H", segment, 2)[0]
-    return token, ("arrived", f"{destination}:{port}", source != packet.source)
+    where = f"{destination}:{struct.unpack_from('!H', segment, 2)[0]}" if _has_ports(packet) else destination
+    return token, ("arrived", where, source != packet.source)
 
 
 def seen_as(outcome: Outcome, packet: Packet) -> Seen:
@@ -221,12 +221,17 @@ def seen_as(outcome: Outcome, packet: Packet) -> Seen:
         case "translated":
             return "arrived", outcome.destination, masqueraded
         case "untouched":
-            return "arrived", f"{packet.destination}:{packet.destination_port}", masqueraded
+            where = f"{packet.destination}:{packet.destination_port}" if _has_ports(packet) else packet.destination
+            return "arrived", where, masqueraded
         case fate:
             return fate, "", False
 
 
 # ---- packets ----
+
+
+def _has_ports(packet: Packet) -> bool:
+    return packet.protocol in ("tcp", "udp", "sctp")
 
 
 def _fixed_port(packet: Packet) -> int:

@@ -1,19 +1,21 @@
 """Every mutation that changes a verdict is found, and the kernel confirms the packet that is printed.
 
-A mutation counts if the simulator tells it by one of many probes, none of which comes from the comparison.
+A mutation counts if the simulator tells it by one of many probes, none of which comes from the comparison; and if what
+changes is enough to be seen in some thousand packets.
 """
 
 import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from itertools import cycle, islice
 
 import pytest
 from scipy.stats import chisquare
 
 from kpx.analysis.equivalence import Example, Share, compare, examples
-from kpx.analysis.packet import Host
+from kpx.analysis.packet import Host, Outcome
 from kpx.analysis.simulate import Simulator, Tables, tables_of
 from kpx.family import Family
 from kpx.netfilter.ruleset import Ruleset
@@ -27,6 +29,9 @@ from tests.kernel import needs_kernel
 MUTATIONS = int(os.environ.get("KPX_MUTATIONS", "12"))
 CLEAR = 300
 """How far from each other, in terms of chi-square, what both sides do shall be: chance never looks like that."""
+
+VISIBLE = Fraction(1, 50)
+"""Mutations that lead fewer packets elsewhere are left out: it would take too many to tell them from chance."""
 
 pytestmark = [pytest.mark.kernel, needs_kernel]
 
@@ -54,10 +59,17 @@ def chosen(seed: int, kinds: Sequence[str]) -> Iterator[tuple[Tables, Mutation]]
 
     def tells(mutation: Mutation) -> bool:
         harmed = Simulator(mutation.tables, Family.IPV4, host)
-        return any(unharmed.outcomes(packet) != harmed.outcomes(packet) for packet in probes[:3000])
+        return any(apart(unharmed.outcomes(one), harmed.outcomes(one)) > VISIBLE for one in probes[:3000])
 
     for kind in kinds:
         yield before, next(filter(tells, mutations(before, kind, pick)))
+
+
+def apart(one: Mapping[Outcome, Fraction], other: Mapping[Outcome, Fraction]) -> Fraction:
+    """How many of all packets fare differently."""
+    return (
+        sum((abs(one.get(what, Fraction()) - other.get(what, Fraction())) for what in {**one, **other}), Fraction()) / 2
+    )
 
 
 def shares(side: tuple[Share, ...], example: Example) -> Mapping[Seen, float]:
