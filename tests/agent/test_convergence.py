@@ -122,7 +122,7 @@ def test_after_the_storm_the_kernel_is_right(storms: Mapping[int, Future[Storm]]
     # What was believed of the kernel was true all the time: every edit fitted.
     assert end.events["sync failed"] == end.events["rules refused, the old ones stay"] == 0
     assert end.events["rules repaired"] == 0
-    assert set(end.full_syncs) <= {"start", "settings", "verification"}
+    assert set(end.full_syncs) <= {"start", "settings", "verification", "order"}
 
 
 CENSUS = (range(230), range(5, 13), range(9, 150), range(140, 154))
