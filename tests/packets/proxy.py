@@ -76,10 +76,10 @@ def _neighbours(family: FamilyName) -> Iterator[Manifest]:
     """Services in every dispatch chain: without endpoints, and load balancers with source ranges but no local pod."""
     for n in range(_NEIGHBOURS):
         six = family == "ipv6"
-        addresses = [f"fd00:96::{n:x}:{n:x}", f"fd00:97::{n:x}"] if six else [f"10.96.0.{n + 120}", f"10.97.{n}.{n}"]
+        addresses = [f"fd00:96::{n:x}:{n:x}", f"fd00:97::{n:x}"] if six else [f"10.98.0.{n}", f"10.97.{n}.{n}"]
         yield manifests.service(f"{family}-closed-{n}", addresses[0])
         ports = [{"name": "http", "port": 80, "nodePort": 31_000 + n + _NEIGHBOURS * six}]
-        name, balancer = f"{family}-remote-{n}", f"2001:db8:203::{n:x}:1" if six else f"203.0.{112 + n}.{n}"
+        name, balancer = f"{family}-remote-{n}", f"2001:db8:203::{n:x}:1" if six else f"198.19.{n}.{n}"
         spec: Manifest = {
             "type": "LoadBalancer",
             "externalTrafficPolicy": "Local",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from kpx.analysis.equivalence import fields
-from kpx.analysis.equivalence.compare import Compared, Divergence, End
+from kpx.analysis.equivalence.comparison import Compared, Divergence, End
 from kpx.analysis.equivalence.diagram import UNIT
 from kpx.analysis.equivalence.exits import MASQUERADE
 from kpx.analysis.equivalence.fields import FOREVER, Fields

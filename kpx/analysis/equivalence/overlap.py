@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.chains import Chains, Shared
-from kpx.analysis.equivalence.compare import deep, interfaces
+from kpx.analysis.equivalence.comparison import deep, interfaces
 from kpx.analysis.equivalence.diagram import LEAF, Diagram, Diagrams, zipped
 from kpx.analysis.equivalence.exits import Exit, Exits, Kind, trait
 from kpx.analysis.equivalence.fields import Fields
