@@ -1,8 +1,10 @@
 """`kpx graph`."""
 
+import json
 from pathlib import Path
 
 import click
+from pydantic import TypeAdapter
 
 from kpx.analysis.dot import dot, svg
 from kpx.analysis.mermaid import mermaid
@@ -16,17 +18,38 @@ _NAMED = 10
 """How many Services an error names."""
 
 
+_SHAPE = TypeAdapter(Picture)
+
+
+def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(json.dumps(_SHAPE.json_schema(mode="serialization"), indent=2))
+        ctx.exit()
+
+
+def _json(drawn: Picture) -> str:
+    return _SHAPE.dump_json(drawn, indent=2).decode() + "\n"
+
+
 @click.command()
 @click.argument("services", nargs=-1, metavar="[SERVICE]...")
 @click.option("--format", "form", type=click.Choice(["svg", "dot", "mermaid"]), default="svg", show_default=True)
 @click.option("--html", is_flag=True, help="One page, to search and to click in, that needs no network and no kpx.")
+@click.option("--json", "as_json", is_flag=True, help="Boxes and arrows as JSON; --schema tells its shape.")
+@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 @click.option(
     "--family", type=click.Choice([one.value for one in Family]), default=Family.IPV4.value, show_default=True
 )
 @rule_options
 def command(
-    source: RuleSource, services: tuple[str, ...], form: str, html: bool, output: Path | None, family: str
+    source: RuleSource,
+    services: tuple[str, ...],
+    form: str,
+    html: bool,
+    as_json: bool,
+    output: Path | None,
+    family: str,
 ) -> None:
     """Draw rules: all of them, or those of each SERVICE (namespace/name, or namespace/name:port).
 
@@ -43,6 +66,8 @@ def command(
     drawn = _chosen(picture(held.simulator.tables), services)
     if html:
         text = page(held.simulator, drawn, held.origin)
+    elif as_json:
+        text = _json(drawn)
     else:
         text = {"svg": svg, "dot": dot, "mermaid": mermaid}[form](drawn.legible())
     if output is None:

@@ -1,5 +1,6 @@
 """Pictures of rulesets: everything is in them once, with the shares that rules give; the same for any input order."""
 
+import json
 import random
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from pydantic import TypeAdapter
 
 import kpx
 from kpx.analysis.dot import dot, svg
@@ -22,6 +24,7 @@ from kpx.model.cluster import cluster_of
 from kpx.model.node import node_view
 from kpx.model.policy import select, weights
 from kpx.netfilter.owners import is_own_chain
+from kpx.sources.manifests import load
 from tests.compiler.clusters import Manifest, clusters
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, town
@@ -159,6 +162,17 @@ def test_the_kernels_rules_are_drawn_like_those_of_manifests(
     live = namespace.kpx("graph", "shop/web", "--backend", backend, "--format", "dot").stdout
     assert live == dry_kpx("graph", "shop/web", "-f", path, "--node", "node-0", "--format", "dot").stdout
     assert "10.244.0.1:8080" in live
+
+
+def test_the_json_has_every_box_and_arrow_and_keeps_to_its_schema() -> None:
+    told = json.loads(dry_kpx("graph", "shop/front-end", *SHOP, "--json").stdout)
+    schema = json.loads(dry_kpx("graph", "--schema").stdout)
+    assert schema["required"] == ["boxes", "arrows"]
+    assert told.keys() == schema["properties"].keys()
+    objects = load(["tests/demo/shop"]).objects
+    config, _ = kpx.parse_config(Path("tests/demo/config.yaml").read_bytes())
+    whole = picture(tables_of(kpx.compile(objects, config, node_name="node-0")))
+    assert TypeAdapter(Picture).validate_python(told) == whole.of({"shop/front-end:http"})
 
 
 def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
