@@ -70,7 +70,8 @@ def services(found: Traffic) -> dict[str, int]:
 def test_every_connection_is_counted_once(node: lab.Node, backend: lab.Backend) -> None:
     assert set(services(once(node, backend)).values()) == {0}
     answers = lab.connect(node.client, *WEB, count=200)
-    lab.connect(node.pods["pod-1"], *DNS, protocol="udp", count=30)
+    for port in range(20_000, 20_030):  # from a port that was used before it would be the same flow still
+        lab.connect(node.pods["pod-1"], *DNS, protocol="udp", source=("", port))
     lab.connect(node.host, *WEB, count=5)
     lab.connect(node.client, *V6, count=11)
     assert answers.answered
