@@ -66,13 +66,6 @@ def translated_to(tables: Tables) -> frozenset[str]:
     return frozenset(one for one in found if is_address(one))
 
 
-def simulate(
-    tables: Tables, packet: Packet, host: Host, known: Mapping[str, float] | None = None
-) -> Mapping[Outcome, Fraction]:
-    """The outcomes of a packet, with their probabilities; see `Simulator`, which serves for many packets."""
-    return Simulator(tables, packet.family, host).outcomes(packet, known)
-
-
 MOST_WAYS = 50_000
 DEEPEST = 128
 """Chains that a packet may be in at once; nf_tables takes 16."""

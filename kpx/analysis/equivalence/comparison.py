@@ -81,12 +81,12 @@ class Divergence:
 @dataclass(slots=True)
 class Compared:
     """The result. `divergences` are some of them, none only if there are none. `unknown` are matches of unknown modules
-    and targets that both sides agree on. `classes` counts classes of packets that had to be looked at one by one."""
+    and targets that both sides agree on.
+    """
 
     fields: Fields
     divergences: list[Divergence] = field(default_factory=list)
     unknown: tuple[str, ...] = ()
-    classes: int = 0
 
 
 Side = tuple[Tables, Policies]
@@ -211,7 +211,6 @@ class _Walk:
 
     def _meet(self, one: Diagram, other: Diagram) -> bool:
         """Compare what becomes of the packets of two leaves."""
-        self.compared.classes += 1
         left, right = _cancelled(self._mixed(0, one), self._mixed(1, other))
         if not left and not right:
             return True

@@ -250,18 +250,6 @@ def zipped(var: int, parts: Sequence[Diagram]) -> Iterator[tuple[int, Sequence[D
         yield start, tuple(row)
 
 
-def ends_of(one: Diagram) -> Iterator[Hashable]:
-    """Every end that some packet can meet; some more than once."""
-    seen: set[Diagram] = set()
-    edge = [one]
-    while edge:
-        part = edge.pop()
-        if part not in seen:
-            seen.add(part)
-            yield from part.ends
-            edge += part.kids
-
-
 def variables(one: Diagram) -> set[int]:
     """The variables that a diagram depends on."""
     seen: set[Diagram] = set()
