@@ -29,6 +29,8 @@ from tests.compiler.clusters import Manifest, clusters, configs
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, rivals, town
 from tests.kernel import FAMILIES, case_path
+from tests.manifests import endpoint_slice
+from tests.manifests import service as one_service
 from tests.netfilter.sketch import sketch
 
 IPV4 = Family.IPV4
@@ -109,6 +111,26 @@ def test_tree_and_classic_are_equivalent_at_size(objects: list[Manifest], family
 def test_affinity_with_lists_of_groups_is_equivalent() -> None:
     some = sticky()
     assert_equivalent(side(some.classic()), side(some.tree(DEFAULT, tree.choose)))
+
+
+@pytest.mark.parametrize(
+    ("affinity", "endpoints", "family"), [("None", 500, Family.IPV4), ("ClientIP", 150, Family.IPV6)]
+)
+def test_services_with_many_endpoints(affinity: str, endpoints: int, family: Family) -> None:
+    """Each of which does something else to packets that it sent itself."""
+    pod = "10.244.{}.{}" if family is IPV4 else "fd00:244::{:x}:{:x}"
+    pods = [pod.format(1 + (number >> 8), number & 255) for number in range(1, endpoints + 1)]
+    vip = "10.96.0.1" if family is IPV4 else "fd00:10:96::1"
+    service = one_service("web", vip, sessionAffinity=affinity)
+    some = Input.of([service, endpoint_slice("web", pods)], CONFIG, family)
+    one, other = side(some.classic()), side(some.tree(DEFAULT, tree.choose))
+    assert_equivalent(one, other, family)
+    chain = random.Random(endpoints).choice([name for name in other[0]["nat"] if name.startswith("KUBE-SEP-")])
+    harmed = ({**other[0], "nat": {**other[0]["nat"], chain: other[0]["nat"][chain][1:]}}, {})
+    found = difference(one, harmed, family)
+    assert found is not None
+    assert found.packet.source in pods
+    assert_as_simulated(found, one, harmed)
 
 
 @pytest.mark.parametrize("number", range(PAIRS))
@@ -299,6 +321,7 @@ def test_what_is_called_equivalent_is_the_same_for_random_packets(chance: random
         "! -d 10.0.0.1/32",
         "-m mark --mark 0x1/0x1",
         "-i a",
+        f"{CHANCE} 0.5",
     ]
     targets = ["-j DROP", "-j RETURN", "-j MARK --set-xmark 0x1/0x1", "-j A", "-g A", "-j ACCEPT"]
 

@@ -66,7 +66,7 @@ Box = Mapping[int, tuple[int, int]]
 
 
 Mix = dict[Diagram, tuple[int, int]]
-"""What can become of a packet, each with its weight and in how many ways it comes about. Diagrams' ends are `End`s."""
+"""What can become of a packet, each with its weight and in how many ways it comes about. None is a leaf of chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,7 @@ class _Walk:
         self.compared, self.sent, self.new, self.ways, self.asked = comparison.compared, sent, new, ways, asked
         self._start = {fields.STATE: fields.NEW, fields.TRANSLATED: 0, fields.REPLACED: 0} if new else {}
         self._behind: tuple[dict[Change, Diagram], dict[Change, Diagram]] = ({}, {})
+        self._finals: tuple[dict[Diagram, Diagram], dict[Diagram, Diagram]] = ({}, {})
         self._same: set[tuple[Diagram, Diagram]] = set()
         self._box: dict[int, tuple[int, int]] = {}
         if not new:
@@ -211,7 +212,12 @@ class _Walk:
 
     def _meet(self, one: Diagram, other: Diagram) -> bool:
         """Compare what becomes of the packets of two leaves."""
-        left, right = _cancelled(self._mixed(0, one), self._mixed(1, other))
+        left, right = Mix(), Mix()
+        self._put(left, one)
+        self._put(right, other)
+        if self._equal_behind:
+            left, right = _cancelled(left, right)
+        left, right = _cancelled(self._onward(0, left), self._onward(1, right))
         if not left and not right:
             return True
         box = dict(self._box)
@@ -220,16 +226,32 @@ class _Walk:
             self._explore(left, right, (one, other))
         return False
 
-    def _mixed(self, side: int, leaf: Diagram) -> Mix:
-        """What becomes of a leaf's packets, in terms of those packets."""
-        mix: Mix = {}
-        for end, weight in leaf.ends.items():
-            assert isinstance(end, Exit)
-            if end.kind is Kind.ON:
-                _put(mix, self._continued(side, end.change), weight)
+    def _onward(self, side: int, mix: Mix) -> Mix:
+        """What finally becomes of packets of which the first part of their way says this."""
+        final: Mix = {}
+        for part, (weight, _) in mix.items():
+            self._put(final, self._final(side, part), weight)
+        return final
+
+    def _final(self, side: int, part: Diagram) -> Diagram:
+        """What finally becomes of packets, by their state before everything, where a part of a first way is known."""
+        memo = self._finals[side]
+        found = memo.get(part)
+        if found is None:
+            if part.kids:
+                found = self.diagrams.case(part.var, part.cuts, [self._final(side, kid) for kid in part.kids])
+            elif len(part.ends) > 1:
+                found = self.diagrams.remixed(part, lambda end: self._final_of(side, end))
             else:
-                _put(mix, self.diagrams.sure(self._end(end)), weight)
-        return mix
+                found = self._final_of(side, *part.ends)
+            memo[part] = found
+        return found
+
+    def _final_of(self, side: int, end: Hashable) -> Diagram:
+        if isinstance(end, Diagram):
+            return self._final(side, end)
+        assert isinstance(end, Exit)
+        return self._continued(side, end.change) if end.kind is Kind.ON else self.diagrams.sure(self._end(end))
 
     def _continued(self, side: int, change: Change) -> Diagram:
         """What becomes of packets behind the first part of their way."""
@@ -250,6 +272,12 @@ class _Walk:
             return End(end.why, noted=noted, met=change.met)
         return End("", change.to, change.source, noted, change.met)
 
+    def _put(self, mix: Mix, one: Diagram, weight: int = UNIT, ways: int = 1) -> None:
+        """Add what a diagram can be to a mix."""
+        for part, share in self.diagrams.parts(one):
+            before, count = mix.get(part, (0, 0))
+            mix[part] = (before + weight * share // UNIT, count + ways)
+
     # -- behind it -----------------------------------------------------------------------------------------
 
     def _narrowed(self, mix: Mix, box: Box) -> Mix:
@@ -257,13 +285,17 @@ class _Walk:
         narrow: Mix = {}
         memo: dict[Diagram, Diagram] = {}
         for part, (weight, ways) in mix.items():
-            _put(narrow, self._narrow(part, box, memo), weight, ways)
+            self._put(narrow, self._narrow(part, box, memo), weight, ways)
         return narrow
 
     def _narrow(self, part: Diagram, box: Box, memo: dict[Diagram, Diagram]) -> Diagram:
-        if not part.kids:
+        if not part.kids and not part.traits:
             return part
         found = memo.get(part)
+        if found is None and not part.kids:
+            found = memo[part] = self.diagrams.remixed(
+                part, lambda end: self._narrow(end, box, memo) if isinstance(end, Diagram) else self.diagrams.sure(end)
+            )
         if found is None:
             low, high = box.get(part.var, (0, self.compared.fields.size(part.var) - 1))
             inside = [
@@ -289,25 +321,24 @@ class _Walk:
             kids = (Mix(), Mix())
             for index, kid in enumerate(row):
                 side, from_ = (0, left) if index < len(left) else (1, right)
-                _put(kids[side], kid, *from_[parts[index]])
+                self._put(kids[side], kid, *from_[parts[index]])
             self._explore(*kids, leaves)
 
     def _conclude(self, left: Mix, right: Mix, leaves: tuple[Diagram, Diagram]) -> None:
         ends = self._ends(left), self._ends(right)
         if all(_near(*(side.get(end, (0, 0)) for side in ends)) for end in {**ends[0], **ends[1]}):
             return
-        whole = (self._mixed(0, leaves[0]), self._mixed(1, leaves[1]))
-        self.compared.divergences.append(Divergence(self.sent, dict(self._box), whole))
+        whole = [self._onward(side, {leaf: (UNIT, 1)}) for side, leaf in enumerate(leaves)]
+        self.compared.divergences.append(Divergence(self.sent, dict(self._box), (whole[0], whole[1])))
         if len(self.compared.divergences) >= _ENOUGH:
             raise _EnoughError
 
     def _ends(self, mix: Mix) -> Mapping[End, tuple[int, int]]:
         found: dict[End, tuple[int, int]] = {}
         for leaf, (weight, ways) in mix.items():
-            for end, share in leaf.ends.items():
-                end = self._at_port(end)
-                before, count = found.get(end, (0, 0))
-                found[end] = (before + weight * share // UNIT, count + ways)
+            end = self._at_port(*leaf.ends)
+            before, count = found.get(end, (0, 0))
+            found[end] = (before + weight, count + ways)
         return found
 
     def _at_port(self, end: Hashable) -> End:
@@ -322,11 +353,6 @@ class _Walk:
 def _near(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two weights differ by no more than is tolerated for as many ways as there are."""
     return abs(one[0] - other[0]) <= max(one[1], other[1]) * TOLERANCE + _ROUNDING
-
-
-def _put(mix: Mix, part: Diagram, weight: int, ways: int = 1) -> None:
-    before, count = mix.get(part, (0, 0))
-    mix[part] = (before + weight, count + ways)
 
 
 def _cancelled(left: Mix, right: Mix) -> tuple[Mix, Mix]:

@@ -3,15 +3,19 @@
 A diagram is a function from packets to what can become of them. A node asks for one variable of the packet (its
 destination, say), whose values are whole numbers, and has one diagram for each interval of values; a leaf holds ends
 with their weights. Variables are asked in ascending order, neighbouring intervals differ, and no two nodes are equal:
-so two diagrams are the same object if, and only if, they are the same function. What doesn't depend on a variable
-doesn't ask for it.
+so two diagrams without chance are the same object if, and only if, they are the same function. What doesn't depend on a
+variable doesn't ask for it.
+
+Where chance decides, a leaf's end can be a diagram itself: then, with that weight, a packet's end is what this diagram
+says, whichever variables it asks for. So n endpoints of which each does something else to one packet (the one that it
+sent itself) take room for n, not for n times n. Such leaves may differ and be the same function all the same.
 
 Weights are whole numbers in units of 2^-128. A product is rounded down, by less than one unit; however many there are
 on a packet's way, what is lost can't be seen beside a step of 2^-31, in which the kernel keeps probabilities.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from kpx.errors import KpxError
 
@@ -74,8 +78,6 @@ class Diagrams:
         self._leaves: dict[frozenset[tuple[Hashable, int]], Diagram] = {}
         self._nodes: dict[tuple[int, tuple[int, ...], tuple[Diagram, ...]], Diagram] = {}
         self._picked: dict[tuple[Diagram, Diagram, Diagram], Diagram] = {}
-        self._added: dict[tuple[Diagram, Diagram], Diagram] = {}
-        self._scaled: dict[tuple[int, Diagram], Diagram] = {}
         self.true, self.false = self.sure(True), self.sure(False)
 
     def leaf(self, ends: Ends) -> Diagram:
@@ -86,9 +88,28 @@ class Diagrams:
             self._take(len(ends))
             traits = 0
             for end in ends:
-                traits |= self._trait(end)
+                traits |= end.traits if isinstance(end, Diagram) else self._trait(end)
             found = self._leaves[key] = Diagram(LEAF, (), (), ends, traits)
         return found
+
+    def mix(self, parts: Iterable[tuple[Diagram, int]]) -> Diagram:
+        """The leaf that is each of some diagrams with a weight."""
+        ends: dict[Hashable, int] = {}
+        for part, weight in parts:
+            for end, share in ((part, UNIT),) if part.kids else part.ends.items():
+                ends[end] = ends.get(end, 0) + share * weight // UNIT
+        return self.leaf(ends)
+
+    def parts(self, one: Diagram) -> Iterator[tuple[Diagram, int]]:
+        """What a diagram is by chance, with weights: nodes, and leaves with one end each."""
+        if one.kids:
+            yield one, UNIT
+        for end, weight in one.ends.items():
+            yield (end if isinstance(end, Diagram) else self.sure(end)), weight
+
+    def remixed(self, leaf: Diagram, change: Callable[[Hashable], Diagram]) -> Diagram:
+        """A leaf with a diagram instead of each of its ends."""
+        return self.mix((change(end), weight) for end, weight in leaf.ends.items())
 
     def _take(self, room: int) -> None:
         self._room -= room
@@ -162,59 +183,24 @@ class Diagrams:
             result = self.pick(self.node(var, (0, start), (self.true, self.false)), kid, result)
         return result
 
-    def add(self, one: Diagram, other: Diagram) -> Diagram:
-        """The sum of the weights."""
-        key = (one, other)
-        found = self._added.get(key)
-        if found is None:
-            var = min(one.var, other.var)
-            if var == LEAF:
-                ends = dict(one.ends)
-                for end, weight in other.ends.items():
-                    ends[end] = ends.get(end, 0) + weight
-                found = self.leaf(ends)
-            else:
-                cuts, kids = [], []
-                for start, (left, right) in zipped(var, key):
-                    cuts.append(start)
-                    kids.append(self.add(left, right))
-                found = self.node(var, cuts, kids)
-            self._added[key] = found
-        return found
-
-    def scale(self, weight: int, one: Diagram) -> Diagram:
-        """All weights multiplied with one."""
-        if weight == UNIT:
-            return one
-        key = (weight, one)
-        found = self._scaled.get(key)
-        if found is None:
-            if one.var == LEAF:
-                found = self.leaf({end: part * weight // UNIT for end, part in one.ends.items()})
-            else:
-                found = self.node(one.var, one.cuts, [self.scale(weight, kid) for kid in one.kids])
-            self._scaled[key] = found
-        return found
-
     def chance(self, weight: int, yes: Diagram, no: Diagram) -> Diagram:
         """One diagram with a probability, and else another one."""
         if weight in (0, UNIT):
             return yes if weight else no
-        return self.add(self.scale(weight, yes), self.scale(UNIT - weight, no))
+        return self.mix(((yes, weight), (no, UNIT - weight)))
 
     def mapped(self, one: Diagram, change: Callable[[Hashable], Hashable]) -> Diagram:
         """With other ends; those that become the same are added up."""
         memo: dict[Diagram, Diagram] = {}
 
+        def changed(end: Hashable) -> Diagram:
+            return go(end) if isinstance(end, Diagram) else self.sure(change(end))
+
         def go(part: Diagram) -> Diagram:
             found = memo.get(part)
             if found is None:
-                if part.var == LEAF:
-                    ends: dict[Hashable, int] = {}
-                    for end, weight in part.ends.items():
-                        changed = change(end)
-                        ends[changed] = ends.get(changed, 0) + weight
-                    found = self.leaf(ends)
+                if not part.kids:
+                    found = self.remixed(part, changed)
                 else:
                     found = self.node(part.var, part.cuts, [go(kid) for kid in part.kids])
                 memo[part] = found
@@ -224,8 +210,7 @@ class Diagrams:
 
     def forget(self) -> None:
         """Give back the memory of what was computed; diagrams stay."""
-        for memo in (self._picked, self._added, self._scaled):
-            memo.clear()
+        self._picked.clear()
 
 
 def zipped(var: int, parts: Sequence[Diagram]) -> Iterator[tuple[int, Sequence[Diagram]]]:
@@ -259,4 +244,5 @@ def variables(one: Diagram) -> set[int]:
         if part not in seen:
             seen.add(part)
             edge += part.kids
+            edge += (end for end in part.ends if isinstance(end, Diagram))
     return {part.var for part in seen} - {LEAF}

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.comparison import Compared, Divergence, End
-from kpx.analysis.equivalence.diagram import UNIT
+from kpx.analysis.equivalence.diagram import UNIT, Diagram
 from kpx.analysis.equivalence.exits import MASQUERADE
 from kpx.analysis.equivalence.fields import FOREVER, Fields
 from kpx.analysis.packet import Fate, Origin, Outcome, Packet, endpoint, number, text
@@ -184,14 +184,20 @@ class _Maker:
     def _shares(self, side: int) -> tuple[Share, ...]:
         found: dict[tuple[Outcome, tuple[str, ...]], int] = {}
         for part, (weight, _) in self.divergence.sides[side].items():
-            while part.kids:
-                part = part.at(self._value(part.var))
-            for end, share in part.ends.items():
-                if isinstance(end, End):
-                    key = (self._outcome(end), end.noted)
-                    found[key] = found.get(key, 0) + weight * share // UNIT
+            for end, share in self._ends(part, weight):
+                key = (self._outcome(end), end.noted)
+                found[key] = found.get(key, 0) + share
         shares = (Share(outcome, Fraction(weight, UNIT), noted) for (outcome, noted), weight in found.items())
         return tuple(sorted(shares, key=lambda one: (-one.probability, one.outcome, one.noted)))
+
+    def _ends(self, part: Diagram, weight: int) -> Iterator[tuple[End, int]]:
+        while part.kids:
+            part = part.at(self._value(part.var))
+        for end, share in part.ends.items():
+            if isinstance(end, Diagram):
+                yield from self._ends(end, weight * share // UNIT)
+            elif isinstance(end, End):
+                yield end, weight * share // UNIT
 
     def _outcome(self, end: End) -> Outcome:
         detail = " ".join(end.met)

@@ -121,23 +121,21 @@ class Exits:
                     kids.append(self._join(left, right, memo))
                 found = self.diagrams.node(var, cuts, kids)
             else:
-                found = self._behind(one, next_)
+                found = self._behind(one, next_, memo)
             memo[key] = found
         return found
 
-    def _behind(self, leaf: Diagram, next_: Diagram) -> Diagram:
+    def _behind(self, leaf: Diagram, next_: Diagram, memo: dict[tuple[Diagram, Diagram], Diagram]) -> Diagram:
         """What becomes of packets that leave a leaf, where those that go on meet `next_`."""
-        stay: dict[Hashable, int] = {}
-        found: Diagram | None = None
-        for end, weight in leaf.ends.items():
+
+        def follow(end: Hashable) -> Diagram:
+            if isinstance(end, Diagram):
+                return self._join(end, next_, memo)
             if isinstance(end, Exit) and end.kind is Kind.ON:
-                part = self.diagrams.scale(weight, self.then(end.change, next_))
-                found = part if found is None else self.diagrams.add(found, part)
-            else:
-                stay[end] = weight
-        if found is None:
-            return leaf
-        return self.diagrams.add(self.diagrams.leaf(stay), found) if stay else found
+                return self.then(end.change, next_)
+            return self.diagrams.sure(end)
+
+        return self.diagrams.remixed(leaf, follow) if len(leaf.ends) > 1 else follow(*leaf.ends)
 
     def then(self, change: Change, next_: Diagram) -> Diagram:
         """What rules do to packets that were changed before, in terms of the packets as they were."""
@@ -150,7 +148,7 @@ class Exits:
         found = self._thens.get(key)
         if found is None:
             if not part.kids:
-                found = self.diagrams.mapped(part, lambda end: _after(change, end))
+                found = self.diagrams.remixed(part, lambda end: self._after(change, fixed, end))
             elif part.var in fixed:
                 found = self._then(change, fixed, part.at(fixed[part.var]))
             else:
@@ -159,6 +157,11 @@ class Exits:
                 found = self.diagrams.case(var, part.cuts, kids[::-1] if flipped else kids)
             self._thens[key] = found
         return found
+
+    def _after(self, change: Change, fixed: Mapping[int, int], end: Hashable) -> Diagram:
+        if isinstance(end, Diagram):
+            return self._then(change, fixed, end)
+        return self.diagrams.sure(end._replace(change=change.then(end.change)) if isinstance(end, Exit) else end)
 
     def fixed(self, one: Diagram, values: Mapping[int, int]) -> Diagram:
         """What becomes of packets of which the values of some variables are known."""
@@ -174,6 +177,10 @@ class Exits:
             if found is None:
                 if part.var in values:
                     found = go(part.at(values[part.var]))
+                elif not part.kids:
+                    found = self.diagrams.remixed(
+                        part, lambda end: go(end) if isinstance(end, Diagram) else self.diagrams.sure(end)
+                    )
                 else:
                     found = self.diagrams.node(part.var, part.cuts, [go(kid) for kid in part.kids])
                 memo[part] = found
@@ -204,7 +211,7 @@ class Exits:
     def _renamed(self, change: Change, var: int) -> tuple[int, bool]:
         """The variable that stands for one of a changed packet, and whether its values 0 and 1 are exchanged."""
         name = self.fields.named
-        of_mark = fields.MARK <= var < fields.HOME
+        of_mark = fields.MARK <= var < fields.MARK + 32
         flipped = of_mark and bool(change.flip >> (var - fields.MARK) & 1)
         if var == fields.DESTINATION_LOCAL and change.to:
             return name("local", change.to[0]), False
@@ -218,7 +225,3 @@ class Exits:
         if own[:1] == ("unknown",) and (change.to or change.source or change.met):
             return name(*own, change.to, change.source, change.met), False
         return var, flipped
-
-
-def _after(change: Change, end: Hashable) -> Hashable:
-    return end._replace(change=change.then(end.change)) if isinstance(end, Exit) else end

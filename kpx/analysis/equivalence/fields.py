@@ -1,7 +1,8 @@
 """What rules can ask of a packet, as variables of decision diagrams, with all their values. For one comparison.
 
 The order decides how large diagrams become: entries of dispatch chains name protocol, port and destination, and are
-far apart in this order from what Services ask for below (sources, lists of clients).
+far apart in this order from what Services ask for below: lists of clients, and then sources, which each endpoint asks
+for by itself.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -13,11 +14,11 @@ from kpx.family import Family
 from kpx.netfilter.options import PROTOCOLS
 
 STATE, TRANSLATED, REPLACED, PROTOCOL, PORT, DESTINATION, DESTINATION_LOCAL = range(7)
-SOURCE, SOURCE_LOCAL, SOURCE_PORT, IN, OUT = range(7, 12)
-MARK = 12
-"""The first of 32 variables, one for each bit of the mark."""
-HOME, AGE = 44, 45
+HOME, AGE = 7, 8
 """The endpoint whose list (`KUBE-SEP-...`) knows the sender, 0 for none; for how many seconds it has known it."""
+SOURCE, SOURCE_LOCAL, SOURCE_PORT, IN, OUT = range(9, 14)
+MARK = 14
+"""The first of 32 variables, one for each bit of the mark."""
 _FIRST_NAMED = 46
 
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")

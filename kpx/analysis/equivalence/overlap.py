@@ -1,12 +1,13 @@
 """Packets on which a rule and a chain both decide, and differently."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.chains import Chains, Shared
-from kpx.analysis.equivalence.comparison import deep, interfaces
+from kpx.analysis.equivalence.comparison import Box, deep, interfaces
 from kpx.analysis.equivalence.diagram import LEAF, Diagram, Diagrams, zipped
 from kpx.analysis.equivalence.exits import Exit, Exits, Kind, trait
 from kpx.analysis.equivalence.fields import Fields
@@ -33,6 +34,9 @@ class Overlaps:
         self._exits = Exits(self._fields)
         self._chains = Chains(tables, {}, Rules(self._exits), Shared())
         self._seen: set[tuple[Diagram, Diagram]] = set()
+        """Pairs without such a packet, whatever is known of it from above."""
+        self._bounded = False
+        """Whether something that is known from above has mattered."""
 
     def between(self, table: str, rule: str, chain: str) -> Met | None:
         """A packet that begins a connection and on which a rule decides otherwise than a chain of the same table.
@@ -45,26 +49,39 @@ class Overlaps:
             other = self._exits.fixed(self._chains.part(table, (f"-j {chain}",)), begins)
             if (network := _NETWORK.match(rule)) and int(network[1]) < self._fields.family.host_bits:
                 one, other = (self._exits.fixed(part, {fields.DESTINATION_LOCAL: 0}) for part in (one, other))
-            self._seen.clear()
+            self._seen, self._bounded = set(), False
             box = self._find(one, other, {})
         return None if box is None else self._met(box)
 
-    def _find(self, one: Diagram, other: Diagram, box: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]] | None:
+    def _find(self, one: Diagram, other: Diagram, box: Box) -> Box | None:
         if (one, other) in self._seen or one is self._exits.on or other is self._exits.on:
             return None
-        self._seen.add((one, other))
         var = min(one.var, other.var)
         if var == LEAF:
-            return box if _clash(one, other) else None
+            return self._clash(one, other, box)
+        low, high = box.get(var, (0, self._fields.size(var) - 1))
+        outer, self._bounded = self._bounded, False
         rows = list(zipped(var, (one, other)))
-        lasts = [start - 1 for start, _ in rows[1:]] + [self._fields.size(var) - 1]
+        lasts = [start - 1 for start, _ in rows[1:]] + [high]
         for (first, (left, right)), last in zip(rows, lasts, strict=True):
-            found = self._find(left, right, {**box, var: (first, last)})
-            if found is not None:
-                return found
+            if first <= high and last >= low:
+                found = self._find(left, right, {**box, var: (max(first, low), min(last, high))})
+                if found is not None:
+                    return found
+        if not self._bounded:
+            self._seen.add((one, other))
+        self._bounded |= outer or var in box
         return None
 
-    def _met(self, box: Mapping[int, tuple[int, int]]) -> Met:
+    def _clash(self, one: Diagram, other: Diagram, box: Box) -> Box | None:
+        """A packet on which two leaves both decide, and differently."""
+        if not any(isinstance(end, Diagram) for end in (*one.ends, *other.ends)):
+            left, right = _decisions(one), _decisions(other)
+            return box if left and right and left != right else None
+        pairs = product(_apart(self._exits.diagrams, one), _apart(self._exits.diagrams, other))
+        return next((found for left, right in pairs if (found := self._find(left, right, box)) is not None), None)
+
+    def _met(self, box: Box) -> Met:
         words = []
         if fields.PROTOCOL in box:
             words.append(self._fields.protocol_name(box[fields.PROTOCOL][0]))
@@ -80,10 +97,10 @@ class Overlaps:
         return Met(" ".join(words) or "any packet", not unknown)
 
 
-def _clash(one: Diagram, other: Diagram) -> bool:
-    """Whether both decide on a packet, and differently."""
-    left, right = _decisions(one), _decisions(other)
-    return bool(left and right) and left != right
+def _apart(diagrams: Diagrams, leaf: Diagram) -> Iterator[Diagram]:
+    """What a leaf decides whatever the packet is, and then each diagram that it has as an end."""
+    yield diagrams.leaf({end: weight for end, weight in leaf.ends.items() if not isinstance(end, Diagram)})
+    yield from (end for end in leaf.ends if isinstance(end, Diagram))
 
 
 def _decisions(leaf: Diagram) -> set[Exit]:
