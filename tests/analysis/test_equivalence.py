@@ -126,7 +126,7 @@ def test_services_with_many_endpoints(affinity: str, endpoints: int, family: Fam
     one, other = side(some.classic()), side(some.tree(DEFAULT, tree.choose))
     assert_equivalent(one, other, family)
     chain = random.Random(endpoints).choice([name for name in other[0]["nat"] if name.startswith("KUBE-SEP-")])
-    harmed = ({**other[0], "nat": {**other[0]["nat"], chain: other[0]["nat"][chain][1:]}}, {})
+    harmed: Side = ({**other[0], "nat": {**other[0]["nat"], chain: other[0]["nat"][chain][1:]}}, {})
     found = difference(one, harmed, family)
     assert found is not None
     assert found.packet.source in pods
