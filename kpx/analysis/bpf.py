@@ -1,6 +1,6 @@
-"""Classic BPF, as `-m bpf --bytecode` has it: what a program says of a packet of which only the source is known."""
+"""Classic BPF, as `-m bpf --bytecode` has it: programs that look at nothing but a packet's source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,19 +37,24 @@ class BytecodeError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Instruction:
+class Instruction:
+    """One instruction, as `struct sock_filter` of the kernel's `uapi/linux/filter.h` has it."""
+
     code: int
     jt: int
     jf: int
     k: int
 
 
+Program = tuple[Instruction, ...]
+
+
 @lru_cache(maxsize=4096)
-def parse(text: str) -> tuple[_Instruction, ...]:
+def parse(text: str) -> Program:
     """The instructions of `--bytecode`'s argument. Raises BytecodeError."""
     count, *rest = text.split(",")
     try:
-        program = tuple(_Instruction(*map(int, one.split())) for one in rest if one.strip())
+        program = tuple(Instruction(*map(int, one.split())) for one in rest if one.strip())
         promised = int(count)
     except (ValueError, TypeError) as error:
         raise BytecodeError(f"not a BPF program: {text[:60]!r}") from error
@@ -58,13 +63,44 @@ def parse(text: str) -> tuple[_Instruction, ...]:
     return program
 
 
-def matches_source(program: Sequence[_Instruction], source: int, family: Family) -> bool | None:
-    """Whether packets from `source`, an address as a number, match.
+def matches_source(program: Program, source: int, family: Family) -> bool | None:
+    """Whether packets from `source`, an address as a number, match. None if `result` is."""
+    found = result(program, source, family)
+    return None if found is None else found > 0
+
+
+def threshold(program: Program) -> tuple[Program, int] | None:
+    """A program that computes a number, and what this has to be less than for `program` to match.
+
+    Of a program that ends otherwise than by comparing the accumulator, in this way, None.
+    """
+    match program[-3:]:
+        case (Instruction(0x35, 0, 1, bound), Instruction(0x06, _, _, 0), Instruction(0x06, _, _, yes)) if yes:
+            number = program[:-3]
+            if all(one.code & 7 not in (5, 6) for one in number):
+                return (*number, Instruction(0x16, 0, 0, 0)), bound
+    return None
+
+
+def asks_source_alone(program: Program, family: Family) -> bool:
+    """Whether a program loads nothing of a packet but its source."""
+    words = _words(0, family)
+    loads = (one for one in program if one.code & 7 in (0, 1))
+    return all(one.code in (0x00, 0x01) or (one.code == 0x20 and one.k in words) for one in loads)
+
+
+def _words(source: int, family: Family) -> dict[int, int]:
+    """The words of the source address, by where they stand in the header (RFC 791, RFC 8200), in bytes."""
+    start, bits = (12, 32) if family is Family.IPV4 else (8, 128)
+    return {start + at // 8: source >> (bits - 32 - at) & _WORD for at in range(0, bits, 32)}
+
+
+def result(program: Program, source: int, family: Family) -> int | None:
+    """What a program returns for packets from `source`: 0 if they don't match.
 
     None if that depends on more than the source, or on what isn't done here.
     """
-    start, bits = (12, 32) if family is Family.IPV4 else (8, 128)
-    words = {start + at // 8: source >> (bits - 32 - at) & _WORD for at in range(0, bits, 32)}
+    words = _words(source, family)
     accumulator = index = at = 0
     while at < len(program):
         one = program[at]
@@ -87,7 +123,7 @@ def matches_source(program: Sequence[_Instruction], source: int, family: Family)
             case 5 if one.code & 0xF0 in _JUMPS:
                 at += one.jt if _JUMPS[one.code & 0xF0](accumulator, operand) else one.jf
             case 6:
-                return bool(accumulator if one.code == 0x16 else one.k)
+                return accumulator if one.code == 0x16 else one.k
             case 7:
                 accumulator, index = (index, index) if one.code & 0x80 else (accumulator, accumulator)
             case _:

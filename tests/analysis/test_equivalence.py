@@ -1,9 +1,10 @@
 """Equivalence: equal rulesets are found equal, differences are found, and each example is what the simulator says."""
 
+import json
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from itertools import islice
 
@@ -131,6 +132,57 @@ def test_services_with_many_endpoints(affinity: str, endpoints: int, family: Fam
     assert found is not None
     assert found.packet.source in pods
     assert_as_simulated(found, one, harmed)
+
+
+def balanced(balance: str, endpoints: Iterable[int], family: Family, layout: kpx.Layout = kpx.Layout.TREE) -> Side:
+    """One Service's rules, whose endpoints are chosen as an annotation says."""
+    pod, vip = ("10.244.1.{}", "10.96.0.1") if family is IPV4 else ("fd00:244::1:{:x}", "fd00:10:96::1")
+    service = one_service("web", vip)
+    service["metadata"]["annotations"] = {"kpx.dev/balance": balance}
+    pods = endpoint_slice("web", [pod.format(number) for number in endpoints])
+    some = [kpx.api.parse_object(one["kind"], one) for one in (service, pods)]
+    config, _ = kpx.parse_config(json.dumps(CONFIG).encode())
+    return side(kpx.compile(some, config, family=family, layout=layout))
+
+
+@pytest.mark.parametrize("balance", ["source-hash", "round-robin"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_ways_to_balance(balance: str, family: Family) -> None:
+    """Without an endpoint, some client's or everybody's share goes elsewhere: to whom is found, whatever decides."""
+    some = range(1, 81)
+    one = balanced(balance, some, family)
+    assert_equivalent(one, balanced(balance, some, family, kpx.Layout.CLASSIC), family)
+    less = balanced(balance, some[1:], family)
+    found = difference(one, less, family)
+    assert found is not None
+    assert found.is_certain
+    assert_as_simulated(found, one, less)
+
+
+def test_who_is_in_turn_counts_as_chance_does_and_who_has_a_hash_does_not() -> None:
+    by_chance, in_turn, by_hash = (balanced(one, range(1, 6), IPV4) for one in ("random", "round-robin", "source-hash"))
+    assert_equivalent(by_chance, in_turn)
+    found = difference(by_chance, by_hash)
+    assert found is not None
+    assert_as_simulated(found, by_chance, by_hash)
+
+
+def test_hashes_are_compared_by_the_numbers_that_they_take() -> None:
+    def less_than(threshold: int, program: str = "32 0 0 12,36 0 0 2654435761", end: str = "6 0 0 65535") -> Side:
+        code = f"5,{program},53 0 1 {threshold},6 0 0 0,{end}"
+        return chains({"PREROUTING": (f'-m bpf --bytecode "{code}" -j DNAT --to-destination 10.1.1.1',)})
+
+    half = 1 << 31
+    assert_equivalent(less_than(half), less_than(half, end="6 0 0 1"))
+    found = difference(less_than(half), less_than(half + half // 100))
+    assert found is not None
+    assert_as_simulated(found, less_than(half), less_than(half + half // 100))
+    assert found.is_certain
+    (unmet,) = examples(compare(less_than(half), less_than(half + 1), IPV4))[:1]
+    assert not unmet.is_certain
+    other = difference(less_than(half), less_than(half, "32 0 0 16,36 0 0 2654435761"))  # of the destination
+    assert other is not None
+    assert not other.is_certain
 
 
 @pytest.mark.parametrize("number", range(PAIRS))

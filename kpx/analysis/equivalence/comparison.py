@@ -16,6 +16,10 @@ of what they pass on being smaller). So do kpx's trees. Two ways to spread clien
 steps for each endpoint. That is what is tolerated: two steps for each way in which a packet can be translated. One
 million connections in a day would tell a difference of that size after a few thousand years.
 
+Programs (`-m bpf`) that look at nothing but the source make a number of it, and compare that with a bound: numbers of
+the same program are the same on both sides, so that only bounds have to be compared. Of a difference that depends on
+them a source is looked for whose numbers show it; where none is found soon, it counts as one that isn't known.
+
 What isn't known. A match of an unknown module counts as the same on both sides if it reads the same in the same table,
 asked of the same packet; one that also depends on other packets (`limit` and such) and a target that isn't known only
 if the whole rule is the same in the chain of the same name. A difference that depends on such a match isn't called one.
@@ -201,9 +205,12 @@ class _Walk:
         low, high = outer or (0, self.compared.fields.size(var) - 1)
         rows = list(zipped(var, parts))
         ends = [start - 1 for start, _ in rows[1:]] + [high]
-        for (start, row), end in zip(rows, ends, strict=True):
-            if start <= high and end >= low:
-                self._box[var] = (max(start, low), min(end, high))
+        within = [(max(start, low), min(end, high), row) for (start, row), end in zip(rows, ends, strict=True)]
+        if fields.is_hash(var):  # of narrow intervals no source may be found
+            within.sort(key=lambda one: one[0] - one[1])
+        for start, end, row in within:
+            if start <= end:
+                self._box[var] = (start, end)
                 yield tuple(row)
         if outer:
             self._box[var] = outer

@@ -61,9 +61,13 @@ class TooComplexError(KpxError):
 _LAST_BIT = 56
 
 
+PLACE = 1 << 20
+"""Variables are numbered in steps of this, so that any number of them can be put behind one that there is."""
+
+
 def bit_of(var: int) -> int:
-    """The bit that stands for a variable in `traits`; variables beyond the first ones share one."""
-    return 1 << min(var, _LAST_BIT)
+    """The bit that stands for a variable in `traits`; it shares one with those of its place, or all beyond the last."""
+    return 1 << min(var // PLACE, _LAST_BIT)
 
 
 class Diagrams:

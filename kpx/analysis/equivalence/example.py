@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from kpx.analysis import bpf
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.comparison import Compared, Divergence, End
 from kpx.analysis.equivalence.diagram import UNIT, Diagram
@@ -30,6 +31,9 @@ _ODD = {
     ),
 }
 """Addresses that nobody would choose for an example: no host's, this host's, of a link or a group."""
+
+_TRIED = 4096
+"""How many sources to try for one whose hashes are as wanted: a choice among hundreds is met."""
 
 _LIKED = {fields.PORT: (80, 443, 8080), fields.SOURCE_PORT: (40_000,), fields.PROTOCOL: (6, 17, 132)}
 
@@ -111,8 +115,12 @@ class _Maker:
         """The value of a variable: one that people like in examples, if the class has it."""
         if var not in self._chosen:
             low, high = self.box.get(var, (0, self.fields.size(var) - 1))
-            if var in (fields.SOURCE, fields.DESTINATION):
+            if var == fields.SOURCE:
+                self._chosen[var] = self._source(low, high)
+            elif var == fields.DESTINATION:
                 self._chosen[var] = self._address(var, low, high)
+            elif (hashed := self._hash(var, self._value(fields.SOURCE))) is not None:
+                self._chosen[var] = hashed if low <= hashed <= high else low
             else:
                 self._chosen[var] = next((one for one in self._liked(var) if low <= one <= high), low)
         return self._chosen[var]
@@ -123,6 +131,26 @@ class _Maker:
         if var == fields.SOURCE_LOCAL:
             return (int(self.divergence.sent),)
         return (FOREVER + 1,) if self.fields.name(var)[:1] == ("list",) else _LIKED.get(var, ())
+
+    def _source(self, low: int, high: int) -> int:
+        """A source whose hashes lie where the class has them, if one is found soon."""
+        first = self._address(fields.SOURCE, low, high)
+        hashes = [var for var in self.box if self.fields.name(var)[:1] == ("hash",)]
+        for source in range(first, min(first + _TRIED, high + 1) if hashes else first):
+            if all(self._is_within(var, self._hash(var, source)) for var in hashes):
+                return source
+        return first
+
+    def _is_within(self, var: int, value: int | None) -> bool:
+        low, high = self.box[var]
+        return value is not None and low <= value <= high
+
+    def _hash(self, var: int, source: int) -> int | None:
+        """The value of a variable that is a program's number; None for others, and if that isn't known."""
+        match self.fields.name(var):
+            case ("hash", tuple(program)):
+                return bpf.result(program, source, self.family)
+        return None
 
     def _address(self, var: int, low: int, high: int) -> int:
         liked = _SOURCES if var == fields.SOURCE else _DESTINATIONS
@@ -173,10 +201,12 @@ class _Maker:
             name = self.fields.name(var)
             if var in (fields.TRANSLATED, fields.REPLACED) and value:
                 yield f"the {'destination' if var == fields.TRANSLATED else 'source'} of its connection was translated"
+            elif name[:1] == ("hash",) and value != self._hash(var, self._value(fields.SOURCE)):
+                yield f"{_UNKNOWN}a source of which a program (-m bpf) makes numbers like {value:#x}; few do, if any"
             elif name[:1] == ("unknown",):
                 what = " | ".join(str(word) for word in name[1:] if word)
                 yield f"{_UNKNOWN}that `{what}` {'holds' if value else 'does not hold'}"
-            elif name[:1] in (("source",), ("source local",)):
+            elif name[:1] in (("source",), ("source local",), ("hash of a new source",)):
                 yield f"{_UNKNOWN}which address {name[1]} puts in as source"
 
     # -- ends ----------------------------------------------------------------------------------------------

@@ -222,6 +222,8 @@ class Exits:
         if of_mark and change.met:
             return name("unknown", f"bit {var - fields.MARK} of the mark", *change.met), flipped
         own = self.fields.name(var)
+        if own[:1] == ("hash",) and change.source:
+            return name("hash of a new source", change.source, *own[1:]), False
         if own[:1] == ("unknown",) and (change.to or change.source or change.met):
             return name(*own, change.to, change.source, change.met), False
         return var, flipped

@@ -1,25 +1,27 @@
 """What rules can ask of a packet, as variables of decision diagrams, with all their values. For one comparison.
 
 The order decides how large diagrams become: entries of dispatch chains name protocol, port and destination, and are
-far apart in this order from what Services ask for below: lists of clients, and then sources, which each endpoint asks
-for by itself.
+far apart in this order from what Services ask for below: lists of clients, hashes of sources, and then sources, which
+each endpoint asks for by itself.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import count
 
-from kpx.analysis.equivalence.diagram import Diagram, Diagrams
+from kpx.analysis.equivalence.diagram import PLACE, Diagram, Diagrams
 from kpx.analysis.packet import number
 from kpx.family import Family
 from kpx.netfilter.options import PROTOCOLS
 
-STATE, TRANSLATED, REPLACED, PROTOCOL, PORT, DESTINATION, DESTINATION_LOCAL = range(7)
-HOME, AGE = 7, 8
+STATE, TRANSLATED, REPLACED, PROTOCOL, PORT, DESTINATION, DESTINATION_LOCAL = range(0, 7 * PLACE, PLACE)
+HOME, AGE = 7 * PLACE, 8 * PLACE
 """The endpoint whose list (`KUBE-SEP-...`) knows the sender, 0 for none; for how many seconds it has known it."""
-SOURCE, SOURCE_LOCAL, SOURCE_PORT, IN, OUT = range(9, 14)
-MARK = 14
+_FIRST_HASH = 9 * PLACE
+"""From here on, numbers that programs (`-m bpf`) make of the source."""
+SOURCE, SOURCE_LOCAL, SOURCE_PORT, IN, OUT = range(10 * PLACE, 15 * PLACE, PLACE)
+MARK = 15 * PLACE
 """The first of 32 variables, one for each bit of the mark."""
-_FIRST_NAMED = 46
+_FIRST_NAMED = 16 * PLACE
 
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
 NEW, RELATED, INVALID, UNTRACKED = 0, 2, 3, 4
@@ -36,6 +38,11 @@ NOWHERE = 0
 ICMP = PROTOCOLS["icmp"]
 
 
+def is_hash(var: int) -> bool:
+    """Whether a variable is a number that a program makes of the source."""
+    return _FIRST_HASH <= var < SOURCE
+
+
 class Fields:
     """The variables of one comparison: those above, and more that are made by name as rules ask for them."""
 
@@ -45,20 +52,21 @@ class Fields:
         self.homes: dict[str, int] = {}
         self._protocols: dict[str, int] = dict(PROTOCOLS)
         self._named: dict[tuple[Hashable, ...], int] = {}
-        self._names: list[tuple[Hashable, ...]] = []
+        self._names: dict[int, tuple[Hashable, ...]] = {}
         self.loopback = self._loopback()
 
     def named(self, *name: Hashable) -> int:
         """The variable of this name. Its first word says what it is: an unknown match, a list, an address, …"""
         found = self._named.get(name)
         if found is None:
-            found = self._named[name] = _FIRST_NAMED + len(self._names)
-            self._names.append(name)
+            first = _FIRST_HASH if name[0] == "hash" else _FIRST_NAMED
+            found = self._named[name] = first + len(self._names)
+            self._names[found] = name
         return found
 
     def name(self, var: int) -> tuple[Hashable, ...]:
         """The name under which a variable was made; empty for those that are always there."""
-        return self._names[var - _FIRST_NAMED] if var >= _FIRST_NAMED else ()
+        return self._names.get(var, ())
 
     def size(self, var: int) -> int:
         """How many values a variable has."""
@@ -81,6 +89,8 @@ class Fields:
                 return FOREVER + 2
             case ("source", *_):
                 return 1 << self.family.host_bits
+            case ("hash" | "hash of a new source", *_):
+                return 1 << 32
         return 2
 
     # -- tests -----------------------------------------------------------------------------------------

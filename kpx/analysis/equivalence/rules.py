@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from kpx.analysis import bpf
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.diagram import STEP, STEPS, UNIT, Diagram
 from kpx.analysis.equivalence.exits import MASQUERADE, Change, Exit, Exits, Kind
@@ -272,6 +273,17 @@ def _type(address: int, is_local: int, some: Fields, value: str) -> Diagram:
     return some.diagrams.pick(some.local(address, is_local), here, others)
 
 
+def _bytecode(some: Fields, value: str) -> Diagram:
+    program = bpf.parse(value)
+    if not bpf.asks_source_alone(program, some.family):
+        return some.unknown("bpf --bytecode", value)
+    number, bound = bpf.threshold(program) or (program, 0)
+    hashed = some.named("hash", number)
+    if number is program:
+        return some.between(hashed, 1, some.size(hashed) - 1)
+    return some.between(hashed, 0, bound - 1) if bound else some.diagrams.false
+
+
 _PORTS: Mapping[str, Maker] = {"--dport": partial(_port, fields.PORT), "--sport": partial(_port, fields.SOURCE_PORT)}
 
 _OPTIONS: Mapping[str, Mapping[str, Maker]] = {
@@ -282,6 +294,7 @@ _OPTIONS: Mapping[str, Mapping[str, Maker]] = {
     "mark": {"--mark": _mark},
     "conntrack": {"--ctstate": _state},
     "state": {"--state": _state},
+    "bpf": {"--bytecode": _bytecode},
     "addrtype": {
         "--src-type": partial(_type, fields.SOURCE, fields.SOURCE_LOCAL),
         "--dst-type": partial(_type, fields.DESTINATION, fields.DESTINATION_LOCAL),
