@@ -54,14 +54,13 @@ class Pace:
 
     `lifetime`: what we ask of a watch. `patience`: for the head of an answer, and for a page of a list. `silence`:
     after that, we doubt that a watch is alive. `backoff`: the upper bound of the first delay, which doubles with
-    every failure, and of the last. `denied`: before we ask again where the server says no.
+    every failure, and of the last.
     """
 
     lifetime: tuple[float, float] = (300.0, 600.0)
     patience: float = 25.0
     silence: float = 20.0
     backoff: tuple[float, float] = (1.0, 30.0)
-    denied: tuple[float, float] = (15.0, 30.0)
 
 
 class Reflector:
@@ -93,6 +92,7 @@ class Reflector:
         self._pace = pace
         self._watch_list = True
         self._failures = 0
+        self._expiries = 0
         self._since = 0.0
         self._heard = 0.0
         self._rested = 0.0
@@ -165,7 +165,7 @@ class Reflector:
         if self._mirror.version is None:
             self._give_up_watch_list(f"{trouble.reason} before the end of the initial events")
         elif trouble.reason in _QUIET and time.monotonic() - self._since > _GRACE_SECONDS:
-            self._failures = 0
+            self._succeed()
         return trouble
 
     def _watch_query(self) -> dict[str, str]:
@@ -195,7 +195,7 @@ class Reflector:
     def _take(self, line: bytes) -> None:
         said = decode_line(line)
         if self._mirror.version is not None:
-            self._failures = 0
+            self._succeed()
         match said:
             case Bookmark(version) if self._mirror.version is not None:
                 self._mirror.bookmark(version)
@@ -290,14 +290,19 @@ class Reflector:
     def _delay(self, trouble: Trouble) -> float:
         """Exponential backoff with full jitter, on top of what the server asks for.
 
-        None after a watch that had some success, and came to a quiet end.
+        None after a watch that had some success, and came to a quiet end. What a server forbids isn't asked for more
+        slowly: one that has just started forbids everything until it has read its roles.
         """
         if trouble.reason in _QUIET and not self._failures:
             self._failures = 1  # until the next one has some success, too
             return 0.0
-        if trouble.reason in ("forbidden", "refused"):
-            return random.uniform(*self._pace.denied)
+        if trouble.reason == "expired":
+            # A server that was restarted says this: the failures before it are over, and it is time for a census.
+            before, self._expiries = self._expiries, self._expiries + 1
+        else:
+            before, self._failures = self._failures, self._failures + 1
         first, longest = self._pace.backoff
-        bound = min(first * 2.0 ** min(self._failures, 30), longest)
-        self._failures += 1
-        return trouble.retry_after + random.uniform(0, bound)
+        return trouble.retry_after + random.uniform(0, min(first * 2.0 ** min(before, 30), longest))
+
+    def _succeed(self) -> None:
+        self._failures = self._expiries = 0

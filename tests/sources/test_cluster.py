@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
@@ -628,17 +628,59 @@ def test_throttling_is_obeyed(tmp_path: Path) -> None:
     check(tmp_path, test, promises=Promises(), pace=STEADY)
 
 
-def test_forbidden_is_asked_slowly_until_allowed(tmp_path: Path) -> None:
+def retries(logged: Iterable[Mapping[str, Any]], reason: str, kind: str = "Service") -> list[float]:
+    """The delays before which what was in trouble for this reason was asked for again."""
+    return [line["retry_seconds"] for line in logged if (line.get("reason"), line.get("kind")) == (reason, kind)]
+
+
+def test_forbidden_until_allowed(tmp_path: Path) -> None:
     async def test(server: ApiServer, told: Told) -> None:
         await until(lambda: told.restarts["Service", "forbidden"] >= 2)
         assert told.reasons() == {"forbidden"}
-        times = [request.time for request in server.requests if request.path == "/api/v1/services"]
-        assert min(after - before for before, after in pairwise(times)) >= FAST.denied[0]
         assert any("services is forbidden" in line["detail"] for line in logged)
         server.promises = dataclasses.replace(server.promises, rules=NODE_PROXIER)
 
     with structlog.testing.capture_logs() as logged:
         check(tmp_path, test, promises=dataclasses.replace(STREAMS, rules=()))
+
+
+def test_a_server_that_has_just_started_is_asked_again_soon(tmp_path: Path) -> None:
+    """kube-apiserver forbids everything until it has read its roles, and then has forgotten what was before."""
+
+    async def test(server: ApiServer, told: Told) -> None:
+        await agreed(told, server)
+        server.refuse()
+        server.drop_connections()
+        server.promises = dataclasses.replace(server.promises, rules=())
+        await until(lambda: told.restarts["Service", "unreachable"] >= 4)
+        server.put(service("news"))
+        server.compact()
+        server.accept()
+        await until(lambda: told.restarts["Service", "forbidden"] >= 1)
+        server.promises = dataclasses.replace(server.promises, rules=NODE_PROXIER)
+        await agreed(told, server)
+        (before,) = retries(logged, "expired")
+        assert before <= STEADY.backoff[0]
+
+    with structlog.testing.capture_logs() as logged:
+        check(tmp_path, test)
+
+
+def test_who_is_told_410_again_and_again_asks_slower(tmp_path: Path) -> None:
+    async def test(server: ApiServer, told: Told) -> None:
+        await agreed(told, server)
+        server.faults = Faults(gone=1.0, only=("list", "services"))
+        server.refuse()
+        server.drop_connections()
+        server.put(service("news"))
+        server.compact()
+        server.accept()
+        await until(lambda: told.restarts["Service", "expired"] >= 12)
+        server.faults = Faults()
+        assert max(retries(logged, "expired")) > STEADY.backoff[0]
+
+    with structlog.testing.capture_logs() as logged:
+        check(tmp_path, test, promises=LISTS)
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -722,10 +764,9 @@ def test_what_is_no_http(tmp_path: Path) -> None:
             f"clusters: [{{name: a, cluster: {{server: 'http://127.0.0.1:{port}'}}}}]}}"
         )
         told = Told()
-        pace = dataclasses.replace(FAST, denied=FAST.backoff)
         async with (
             connected(tmp_path / "kubeconfig") as made,
-            running(ClusterSource(made, "node-0", told.restarted, pace), told),
+            running(ClusterSource(made, "node-0", told.restarted, FAST), told),
         ):
             await until(lambda: sum(told.restarts.values()) > 4 * len(answers))
             done.set()
