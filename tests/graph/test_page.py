@@ -1,8 +1,11 @@
 """The page of `kpx graph --html` in a real browser: what a person does in it, and that it answers as kpx does."""
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+import kpx
 from kpx.analysis.packet import Host, Origin, Outcome, Packet
 from kpx.analysis.page import page
 from kpx.analysis.picture import picture
@@ -25,10 +29,13 @@ from tests.compiler.towns import CONFIG, NODE_ADDRESSES, town
 from tests.graph.browser import browser, missing
 from tests.kernel import FAMILIES, case_path
 from tests.lab.kpx import dry_kpx
+from tests.manifests import endpoint_slice, service
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
 
 PATIENCE = 60
+STATES = ("ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
+MARKS = (0x1, 0x4, 0x4000, 0x8000)
 CASES = sorted(path.name for path in case_path("").iterdir() if path.is_dir())
 SHOP = ("-f", "tests/demo/shop", "--config", "tests/demo/config.yaml", "--node", "node-0")
 
@@ -153,8 +160,12 @@ return JSON.stringify(answers);
 """
 
 
+Question = tuple[Packet, dict[str, float]]
+"""A packet, and the lists of xt_recent that its sender is on."""
+
+
 def answers(
-    chrome: Chrome, simulator: Simulator, packets: Sequence[Packet], folder: Path
+    chrome: Chrome, simulator: Simulator, questions: Sequence[Question], folder: Path
 ) -> list[dict[Outcome, Fraction]]:
     path = folder / "page.html"
     path.write_text(page(simulator, picture(simulator.tables), "a test"))
@@ -163,9 +174,10 @@ def answers(
         {
             "protocol": one.protocol, "source": one.source, "sourcePort": one.source_port,
             "destination": one.destination, "port": one.destination_port, "origin": one.origin.value,
-            "in": one.in_interface, "out": one.out_interface,
+            "in": one.in_interface, "out": one.out_interface, "mark": one.mark, "state": one.state,
+            "bridged": one.bridged, "known": known,
         }
-        for one in packets
+        for one, known in questions
     ]  # fmt: skip
     found: list[list[dict[str, Any]]] = json.loads(chrome.execute_script(SEND, asked))
     return [{_outcome(one): Fraction(one["exact"]) for one in of_packet} for of_packet in found]
@@ -176,9 +188,24 @@ def _outcome(one: dict[str, Any]) -> Outcome:
 
 
 def assert_same(chrome: Chrome, simulator: Simulator, packets: Sequence[Packet], folder: Path) -> None:
+    """Every packet as it is, and in one of many circumstances, ends in the browser as it ends here."""
     assert packets
-    for packet, found in zip(packets, answers(chrome, simulator, packets, folder), strict=True):
-        assert found == dict(simulator.outcomes(packet)), packet
+    circumstances = cycle(list(different(simulator)))
+    questions = [(one, {}) for one in packets] + [next(circumstances)(one) for one in packets]
+    for (packet, known), found in zip(questions, answers(chrome, simulator, questions, folder), strict=True):
+        assert found == dict(simulator.outcomes(packet, known)), (packet, known)
+
+
+def different(simulator: Simulator) -> Iterator[Callable[[Packet], Question]]:
+    """What else than addresses a packet may come with, one thing at a time."""
+    changes = [*({"state": one} for one in STATES), *({"mark": one} for one in MARKS)]
+    changes += [{"bridged": True}, {"bridged": False}, {"in_interface": None, "source_port": None}]
+    for change in changes:
+        yield lambda packet, change=change: (replace(packet, **change), {})
+    rules = (rule for chains in simulator.tables.values() for rules in chains.values() for rule in rules)
+    lists = sorted({found[1] for found in map(re.compile(r"--name (\S+)").search, rules) if found})
+    for name, age in product(lists, (0.0, 20_000.0)):
+        yield lambda packet, name=name, age=age: (packet, {name: age})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -219,12 +246,48 @@ def test_packets_through_trees_end_as_kpx_trace_says(family: Family, chrome: Chr
     assert_same(chrome, Simulator(tables_of(tree), family, Host(NODE_ADDRESSES)), packets, tmp_path)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_balanced_packets_end_as_kpx_trace_says(family: Family, chrome: Chrome, tmp_path: Path) -> None:
+    """Source hash (`-m bpf`), round robin (`nth`), weights, and affinity for a whole Service, in both layouts."""
+    vips, pods = ("10.96.9.{}", "10.244.1.{}") if family is Family.IPV4 else ("fd00:96::{}", "fd00:244::{}")
+    annotations: dict[str, dict[str, str]] = {
+        "hash": {"kpx.dev/balance": "source-hash"},
+        "robin": {"kpx.dev/balance": "round-robin"},
+        "weights": {},
+        "all-ports": {"kpx.dev/affinity-scope": "service"},
+    }
+    objects: list[kpx.Object] = []
+    for number, (name, words) in enumerate(annotations.items(), 1):
+        affinity = {"sessionAffinity": "ClientIP"} if name == "all-ports" else {}
+        one = service(name, vips.format(number), ipFamilies=[family.value.replace("ip", "IP")], **affinity)
+        one["metadata"]["annotations"] = words
+        few, many = (
+            endpoint_slice(name, [pods.format(1), pods.format(2)]),
+            endpoint_slice(name, [pods.format(at) for at in range(3, 33)]),
+        )
+        many["metadata"] |= {"name": f"{name}-b", "annotations": {"kpx.dev/weight": "7"}}
+        objects += [kpx.parse_object(each["kind"], each) for each in (one, few, many)]
+    clients = [pods.format(at) for at in (1, 9, 77)] + [vips.format(at) for at in range(100, 112)]
+    packets = [
+        Packet(source, vips.format(number), "tcp", 80, 40_000, in_interface="eth0")
+        for number in range(1, len(annotations) + 1)
+        for source in clients
+    ]
+    for layout in kpx.Layout:
+        tables = tables_of(kpx.compile(objects, family=family, layout=layout, node_name="node-0"))
+        for module in ("bpf", "nth", "random", "recent"):
+            assert any(module in rule for rules in tables["nat"].values() for rule in rules)
+        assert_same(chrome, Simulator(tables, family, Host(NODE_ADDRESSES)), packets, tmp_path)
+
+
 STRANGE = """
 *mangle
 :PREROUTING ACCEPT [0:0]
 -A PREROUTING -s 10.0.0.1/32 -j MARK --set-xmark 0x1/0xffffffff
+-A PREROUTING -p udp -m connmark --mark 0x5/0xf -j MARK --set-xmark 0x6/0xffffffff
 -A PREROUTING -p udp -j CONNMARK --set-xmark 0x5/0xf
 -A PREROUTING -p udp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
+-A PREROUTING -p udp -m mark --mark 0x8000/0x8000 -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff
 COMMIT
 *raw
 :PREROUTING ACCEPT [0:0]
@@ -235,17 +298,21 @@ COMMIT
 :A - [0:0]
 :B - [0:0]
 :C - [0:0]
+:D - [0:0]
 -A PREROUTING -m mark --mark 0x1 -j DNAT --to-destination 192.0.2.1
 -A PREROUTING -p tcp -m multiport --dports 80,443:445 -j A
 -A PREROUTING -m iprange --dst-range 10.9.0.5-10.9.0.9 -j B
 -A PREROUTING -m time --timestart 10:00 -p tcp -m tcp --dport 22 -j B
 -A PREROUTING -p tcp -m tcp --dport 9 -j C
+-A PREROUTING -p tcp -m tcp --dport 7 -j D
 -A A -m statistic --mode random --probability 0.25000000000 -j RETURN
 -A A -m statistic --mode random --probability 0.33333333349 -g B
 -A A -m statistic --mode nth --every 3 --packet 0 -j DNAT --to-destination 192.0.2.2:8080
 -A B -m recent --rcheck --seconds 10 --name x --mask 255.255.255.255 --rsource -j DNAT --to-destination 192.0.2.9:1
 -A B -m recent --set --name x --mask 255.255.255.255 --rsource
 -A B -m recent --update --seconds 10 --name x --mask 255.255.255.255 --rsource -j DNAT --to-destination 192.0.2.3:81
+-A D -m recent --remove --name x --mask 255.255.255.255 --rsource -j LOG
+-A D -m recent --rcheck --name x --mask 255.255.255.255 --rsource -j DNAT --to-destination 192.0.2.4:1
 -A C -j C
 COMMIT
 *filter
@@ -256,6 +323,11 @@ COMMIT
 -A FORWARD -m addrtype --dst-type LOCAL -j DROP
 -A FORWARD -i eth+ -p tcp -m tcp --dport 7 -j REJECT --reject-with tcp-reset
 -A FORWARD ! -s 10.0.0.0/8 -j ACCEPT
+-A FORWARD -p tcp -m tcp --dport 444 --tcp-flags FIN,SYN,RST,ACK SYN -j REJECT --reject-with icmp-port-unreachable
+-A FORWARD -m physdev --physdev-is-in -j DROP
+-A FORWARD -m physdev --physdev-out veth0 -j DROP
+-A FORWARD -m state --state RELATED -j ACCEPT
+-A FORWARD -m statistic --mode random --probability 2 -j DROP
 -A FORWARD -m string --string "x -j y" --algo bm --to 65535 -j ACCEPT
 COMMIT
 """

@@ -1,5 +1,5 @@
 "use strict";
-// What becomes of the first packet of a connection: kpx.analysis.simulate and .match, for the browser.
+// What becomes of a packet: kpx.analysis.simulate and .match, for the browser.
 //
 // Probabilities are exact fractions {n, d}. A test is true, false, or null: can't be known. What this page doesn't know
 // of is never guessed.
@@ -49,6 +49,8 @@ const Walk = (() => {
     return words.join(":").slice(0, at) + "::" + words.join(":").slice(at + longest.length).replace(/^:/, "");
   }
 
+  const endpoint = (number, port, bits) => bits === 128 ? `[${plain(number, bits)}]:${port}` : `${plain(number, bits)}:${port}`;
+
   function network(text) {
     const [host, length] = text.split("/");
     const number = address(host), bits = host.includes(":") ? 128 : 32;
@@ -82,7 +84,7 @@ const Walk = (() => {
   const iface = (actual, wanted, elsewhere) =>
     actual === null ? (elsewhere && wanted === "lo" ? false : null)
       : wanted.endsWith("+") ? actual.startsWith(wanted.slice(0, -1)) : actual === wanted;
-  const conntrack = (p, s) => !p.tracked ? "UNTRACKED" : s.table === "raw" && s.in !== "lo" ? "INVALID" : "NEW";
+  const conntrack = (p, s) => !p.tracked ? "UNTRACKED" : s.table === "raw" && s.in !== "lo" ? "INVALID" : s.packet.state;
 
   const HEAD = {
     "-s": value => within(value, p => p.source),
@@ -121,14 +123,17 @@ const Walk = (() => {
       const now = conntrack(p, s);
       if (wanted.has(now)) return true;
       const moved = p.translated && (p.destination !== s.packet.destination || p.port !== s.packet.port);
-      return now === "NEW" && ((wanted.has("DNAT") && moved) || (wanted.has("SNAT") && p.masqueraded));
+      if (now === "NEW") return (wanted.has("DNAT") && moved) || (wanted.has("SNAT") && p.masqueraded);
+      return ["ESTABLISHED", "RELATED"].includes(now) && (wanted.has("DNAT") || wanted.has("SNAT")) ? null : false;
     };
   };
-  const bridged = (p, s) => s.packet.origin === "node" ? false : null;
+  const bridged = (p, s) => s.packet.origin === "node" ? false : s.packet.bridged ?? null;
+  const bridgePort = (p, s) => bridged(p, s) === false ? false : null;
+  const ownProcess = (p, s) => s.packet.origin === "node" ? null : false;
   const flags = (mask, wanted) => (p, s) => {
     const asked = mask.split(","), set = wanted.split(",").filter(flag => flag !== "NONE");
     const syn = asked.includes("SYN") ? 1 : 0;
-    return s.packet.protocol === "tcp" ? set.length === syn && (!syn || set[0] === "SYN") : null;
+    return s.packet.state === "NEW" && s.packet.protocol === "tcp" ? set.length === syn && (!syn || set[0] === "SYN") : null;
   };
 
   // Classic BPF that looks at nothing but the packet's source: kpx.analysis.bpf.
@@ -181,7 +186,10 @@ const Walk = (() => {
       "--src-range": value => range(value, p => p.source), "--dst-range": value => range(value, p => p.destination),
     },
     mark: { "--mark": value => marked(value, p => p.mark) },
-    connmark: { "--mark": value => marked(value, p => p.connmark) },
+    // A connection that is older than the packet may bear any mark.
+    connmark: {
+      "--mark": value => { const test = marked(value, p => p.connmark); return (p, s) => s.packet.state === "NEW" ? test(p) : null; },
+    },
     conntrack: { "--ctstate": ctstate }, state: { "--state": ctstate },
     addrtype: {
       "--dst-type": value => (p, s) => type(s.host.kind(p.destination), s.host.isLocal(p.destination), value),
@@ -191,14 +199,14 @@ const Walk = (() => {
       },
     },
     physdev: {
-      "--physdev-is-in": () => bridged, "--physdev-is-out": () => bridged, "--physdev-is-bridged": () => bridged,
-      "--physdev-in": () => bridged, "--physdev-out": () => bridged,
+      "--physdev-is-in": () => bridged, "--physdev-is-out": () => bridgePort, "--physdev-is-bridged": () => bridgePort,
+      "--physdev-in": () => bridgePort, "--physdev-out": () => bridgePort,
     },
     nfacct: {
       "--nfacct-name": value =>
         ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"].includes(value) ? () => true : unknown,
     },
-    owner: { "--uid-owner": () => bridged, "--gid-owner": () => bridged, "--socket-exists": () => bridged },
+    owner: { "--uid-owner": () => ownProcess, "--gid-owner": () => ownProcess, "--socket-exists": () => ownProcess },
   };
 
   function test(make, option) {
@@ -213,7 +221,7 @@ const Walk = (() => {
     const has = named(options), mode = has["--mode"]?.values[0];
     if (mode === "random" && has["--probability"]) {
       const steps = Math.round(Number(has["--probability"].values[0]) * 2 ** 31);
-      if (!Number.isFinite(steps)) return { test: unknown };
+      if (!(steps >= 0 && steps <= 2 ** 31)) return { test: unknown };
       const part = reduced(BigInt(steps), 1n << 31n);
       return { chance: has["--probability"].negated ? rest(part) : part };
     }
@@ -225,14 +233,23 @@ const Walk = (() => {
     return { test: unknown };
   }
 
-  // Clients are new ones: nobody is on a list of xt_recent but who was put there on the way.
+  // A list of xt_recent: the sender is on those that the packet says, and on those that it is put on on its way.
   const RECENT = ["--set", "--rcheck", "--update", "--remove"];
   function recent(options) {
     const has = named(options), actions = RECENT.filter(name => has[name]);
     const allowed = new Set([...actions, "--name", "--mask", "--rsource", "--seconds", "--reap"]);
-    if (options.some(option => option[1] || !allowed.has(option[0])) || actions.length !== 1 || !has["--name"])
+    const seconds = Number(has["--seconds"]?.values[0] ?? Infinity);
+    if (options.some(option => option[1] || !allowed.has(option[0])) || actions.length !== 1 || !has["--name"] || Number.isNaN(seconds))
       return { test: unknown };
-    return { recent: actions[0], name: has["--name"].values[0] };
+    return { recent: actions[0], name: has["--name"].values[0], seconds };
+  }
+
+  // Whether such a match holds, and the packet behind it: {known} are seconds since the sender was put on each list.
+  function remembered({ recent, name, seconds }, p) {
+    const age = p.known.get(name), others = () => [...p.known].filter(([one]) => one !== name);
+    if (recent === "--remove") return age === undefined ? [false, p] : [true, { ...p, known: new Map(others()) }];
+    const holds = recent === "--set" || age <= seconds;
+    return [holds, holds && recent !== "--rcheck" ? { ...p, known: new Map([...others(), [name, 0]]) } : p];
   }
 
   function conditions(rule) {
@@ -261,12 +278,8 @@ const Walk = (() => {
         continue;
       }
       let answer;
-      if (one.recent) {
-        const listed = p.noted.includes(one.name);
-        answer = one.recent === "--set" || listed;
-        if (one.recent === "--remove" && listed) p = { ...p, noted: p.noted.filter(name => name !== one.name) };
-        else if (answer && one.recent !== "--rcheck" && !listed) p = { ...p, noted: [...p.noted, one.name] };
-      } else answer = one.test(p, scene);
+      if (one.recent) [answer, p] = remembered(one, p);
+      else answer = one.test(p, scene);
       if (answer === false) { yield [false, p, weight]; return; }
       if (answer === null) truth = null;
     }
@@ -293,7 +306,7 @@ const Walk = (() => {
       if (has["--set-xmark"]) return { ...p, connmark: xmark(p.connmark, has["--set-xmark"].values[0]) };
       const [from, to] = ["--nfmask", "--ctmask"].map(name => Number(has[name]?.values[0] ?? 0xffffffff));
       if (has["--save-mark"]) return { ...p, connmark: ((p.connmark & ~to) ^ (p.mark & from)) >>> 0 };
-      if (has["--restore-mark"]) return { ...p, mark: ((p.mark & ~from) ^ (p.connmark & to)) >>> 0 };
+      if (has["--restore-mark"] && s.packet.state === "NEW") return { ...p, mark: ((p.mark & ~from) ^ (p.connmark & to)) >>> 0 };
       return null;
     },
     NOTRACK: (p, o, s) => s.in === "lo" ? p : { ...p, tracked: false },
@@ -348,9 +361,9 @@ const Walk = (() => {
 
     // Every way to an outcome: {outcome, weight, steps}.
     paths() {
-      const { source, destination, port, origin } = this.packet;
-      const start = { source, destination, port, mark: 0, connmark: 0, translated: false, masqueraded: false,
-        tracked: true, noted: [], steps: [] };
+      const { source, destination, port, origin, mark, known } = this.packet;
+      const start = { source, destination, port, mark, connmark: 0, translated: false, masqueraded: false,
+        tracked: true, known: new Map(Object.entries(known)), steps: [] };
       const begin = [[start, ONE]];
       if (origin === "node") this.send(begin);
       else this.route(this.pass("PREROUTING", begin, this.packet.in, ""), on => this.takeIn(on), on => this.forward(on));
@@ -358,15 +371,10 @@ const Walk = (() => {
     }
 
     end(fate, p, weight, detail = "") {
-      const destination = fate === "translated" ? this.endpoint(p) : "";
+      const destination = fate === "translated" ? endpoint(p.destination, p.port, this.host.bits) : "";
       const masqueraded = (fate === "translated" || fate === "untouched") && p.masqueraded;
-      this.ends.push({ outcome: { fate, destination, masqueraded, detail }, weight, steps: p.steps });
+      this.ends.push({ outcome: { fate, destination, masqueraded, detail }, weight, steps: p.steps, known: p.known });
       if (this.ends.length > MOST_WAYS) throw new Error(`more than ${MOST_WAYS} ways: ask kpx trace`);
-    }
-
-    endpoint(p) {
-      const host = plain(p.destination, this.host.bits);
-      return this.host.bits === 128 ? `[${host}]:${p.port}` : `${host}:${p.port}`;
     }
 
     arrive(on) { for (const [p, weight] of on) this.end(p.translated ? "translated" : "untouched", p, weight); }
@@ -404,8 +412,7 @@ const Walk = (() => {
       for (const table of TABLES[hook]) {
         if (!this.data.tables[table]?.[hook] || table === without) continue;
         const scene = { packet: this.packet, host: this.host, table, hook, in: inward, out: outward };
-        const asked = on.filter(([p]) => table !== "nat" || p.tracked);
-        const passed = on.filter(([p]) => table === "nat" && !p.tracked);
+        const [asked, passed] = table === "nat" ? this.translatable(on) : [on, []];
         for (const [p, weight] of asked)
           for (const [verdict, after, part] of this.chain(scene, hook, p, weight, [])) {
             const policy = this.data.policies[`${table} ${hook}`] ?? "ACCEPT";
@@ -415,6 +422,12 @@ const Walk = (() => {
         on = passed;
       }
       return on;
+    }
+
+    // nat is asked for what conntrack has not seen before; the others pass it.
+    translatable(on) {
+      const { state, protocol } = this.packet, fresh = state === "NEW" || (state === "RELATED" && protocol !== "icmp");
+      return [on.filter(([p]) => fresh && p.tracked), on.filter(([p]) => !fresh || !p.tracked)];
     }
 
     step(p, scene, chain, position, rule) {
@@ -486,7 +499,8 @@ const Walk = (() => {
   }
 
   const KEPT = ["source", "destination", "port", "mark", "connmark", "translated", "masqueraded", "tracked"];
-  const same = (p, q) => KEPT.every(key => p[key] === q[key]) && p.noted.join() === q.noted.join();
+  const same = (p, q) => KEPT.every(key => p[key] === q[key]) && p.known.size === q.known.size
+    && [...p.known].every(([name, age]) => q.known.get(name) === age);
 
   // Outcomes with their probabilities, the likeliest first.
   function outcomes(paths) {
@@ -499,14 +513,15 @@ const Walk = (() => {
       .sort((a, b) => b.share - a.share || (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1));
   }
 
-  // A packet {protocol, source, sourcePort, destination, port, origin, in, out} with texts for addresses.
+  // A packet {protocol, source, sourcePort, destination, port, origin, in, out, mark, state, bridged, known} with texts
+  // for addresses; `known` are the seconds since its sender was put on lists of xt_recent.
   function trace(data, packet) {
     const source = address(packet.source), destination = address(packet.destination);
     const version = text => text.includes(":") ? "ipv6" : "ipv4";
     for (const [what, number] of [["source", source], ["destination", destination]])
       if (number === null || version(packet[what]) !== data.family) throw new Error(`${what}: not an address of ${data.family}: ${packet[what]}`);
     data.elsewhere ??= new Set(elsewhere(data));
-    const paths = new Journey(data, { ...packet, source, destination }).paths();
+    const paths = new Journey(data, { mark: 0, state: "NEW", known: {}, ...packet, source, destination }).paths();
     paths.sort((a, b) => decimal(b.weight) - decimal(a.weight));
     return { paths: paths.map(one => ({ ...one, exact: fraction(one.weight), share: decimal(one.weight) })), outcomes: outcomes(paths) };
   }
@@ -518,5 +533,5 @@ const Walk = (() => {
       .map(rule => place(rule[4].at(-1)?.[2] ?? "")?.host).filter(one => one !== undefined && one !== null);
   }
 
-  return { trace, address };
+  return { trace, address, endpoint };
 })();
