@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import cycle, product
@@ -14,6 +14,7 @@ import pytest
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 import kpx
@@ -51,13 +52,19 @@ def load(chrome: Chrome, path: Path) -> None:
     WebDriverWait(chrome, PATIENCE).until(lambda one: one.find_elements(By.CSS_SELECTOR, "#services li"))
 
 
-@pytest.fixture
-def shop(chrome: Chrome, tmp_path: Path) -> Chrome:
-    """The demo's shop, opened."""
-    path = tmp_path / "shop.html"
+@pytest.fixture(scope="module")
+def shop_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shop") / "shop.html"
     done = dry_kpx("graph", "--html", "-o", path, *SHOP)
     assert (done.returncode, done.stdout) == (0, "")
-    load(chrome, path)
+    return path
+
+
+@pytest.fixture
+def shop(chrome: Chrome, shop_page: Path) -> Chrome:
+    """The demo's shop, opened."""
+    chrome.get("about:blank")
+    load(chrome, shop_page)
     return chrome
 
 
@@ -116,6 +123,89 @@ def test_a_packet_is_sent_and_its_way_is_marked(shop: Chrome) -> None:
     enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.40:80")
     assert texts(shop, "#result tr") == ["1 rejected: icmp-port-unreachable"]
     assert find(shop, ".box.refusal.passed")
+
+
+def test_a_known_client_goes_where_it_went(shop: Chrome) -> None:
+    shop.find_element(By.CSS_SELECTOR, "form summary").click()
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.20:80")
+    assert len(texts(shop, "#result tr")) == 3
+    enter(shop, "known", "10.244.1.12:8081@60")
+    assert texts(shop, "#result tr") == ["1 → 10.244.1.12:8081 masqueraded"]
+    enter(shop, "known", "10.244.1.12:8081@4000")
+    assert len(texts(shop, "#result tr")) == 3
+    enter(shop, "known", "10.244.1.12:1")
+    assert texts(shop, "#result .error") == ["no way of this packet leads to 10.244.1.12:1"]
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.10:80")
+    enter(shop, "known", "10.244.1.12:8080")
+    assert "no session affinity" in texts(shop, "#result .error")[0]
+
+
+def test_conntrack_and_mark_are_asked(shop: Chrome) -> None:
+    shop.find_element(By.CSS_SELECTOR, "form summary").click()
+    Select(shop.find_element(By.ID, "state")).select_by_visible_text("INVALID")
+    enter(shop, "packet", "tcp 198.51.100.7 -> 192.0.2.1:80")
+    assert texts(shop, "#result tr") == ["1 dropped"]
+    Select(shop.find_element(By.ID, "state")).select_by_visible_text("NEW")
+    enter(shop, "mark", "0x4000")
+    assert texts(shop, "#result tr") == ["1 passes, not translated masqueraded"]
+    enter(shop, "mark", "-1")
+    assert texts(shop, "#result .error") == ["not a mark: -1"]
+
+
+def test_every_service_has_an_address_and_the_way_back_leads_there(shop: Chrome) -> None:
+    def shown() -> str:
+        return shop.find_element(By.ID, "name").text
+
+    next(one for one in find(shop, "#services a") if one.text == "shop/cart").click()
+    assert (shown(), shop.current_url.partition("#")[2]) == ("shop/cart", "shop/cart")
+    enter(shop, "search", "front-end")
+    assert (shown(), shop.current_url.partition("#")[2]) == ("shop/front-end:http", "shop/front-end:http")
+    shop.back()
+    WebDriverWait(shop, PATIENCE).until(lambda _: shown() == "shop/cart")
+    shop.get(f"{shop.current_url.partition('#')[0]}#shop/checkout")
+    WebDriverWait(shop, PATIENCE).until(lambda _: shown() == "shop/checkout:https")
+    shop.refresh()
+    WebDriverWait(shop, PATIENCE).until(lambda _: shown() == "shop/checkout:https")
+
+
+def test_a_keyboard_is_enough(shop: Chrome) -> None:
+    def press(*keys: str) -> WebElement:
+        shop.switch_to.active_element.send_keys(*keys)
+        return shop.switch_to.active_element
+
+    assert press("shop/", Keys.ARROW_DOWN, "").text == "shop/cart"
+    assert press(Keys.ARROW_DOWN, "").text == "shop/checkout:https"
+    press(Keys.ENTER)
+    WebDriverWait(shop, PATIENCE).until(lambda one: one.find_element(By.ID, "name").text == "shop/checkout:https")
+    assert press(Keys.ESCAPE).get_attribute("id") == "search"
+    assert len(texts(shop, "#services li")) == 7
+    box = next(one for one in find(shop, ".box.chain") if "KUBE-FW" in one.text)
+    shop.execute_script("arguments[0].focus()", box)
+    press(Keys.ENTER)
+    assert texts(shop, "section.chain h3") == ["KUBE-FW-S6GYCJULEJ2HSKT7"]
+
+
+def test_everything_that_can_be_used_says_what_it_is(shop: Chrome) -> None:
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.10:80")
+    shop.find_element(By.CSS_SELECTOR, "form summary").click()
+    usable = [one for one in find(shop, "input, select, button, a, summary, .box") if one.is_displayed()]
+    assert len(usable) > 20
+    assert [one.get_attribute("outerHTML") for one in usable if not one.accessible_name] == []
+
+
+@pytest.mark.parametrize("width", [400, 800, 1280])
+def test_nothing_is_wider_than_the_window(shop: Chrome, width: int) -> None:
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.10:80")
+    shop.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    try:
+        root = "document.documentElement"
+        wide, window = shop.execute_script(f"return [{root}.scrollWidth, {root}.clientWidth]")
+    finally:
+        shop.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert wide <= window <= width
 
 
 @pytest.mark.parametrize(
@@ -190,22 +280,23 @@ def _outcome(one: dict[str, Any]) -> Outcome:
 def assert_same(chrome: Chrome, simulator: Simulator, packets: Sequence[Packet], folder: Path) -> None:
     """Every packet as it is, and in one of many circumstances, ends in the browser as it ends here."""
     assert packets
-    circumstances = cycle(list(different(simulator)))
-    questions = [(one, {}) for one in packets] + [next(circumstances)(one) for one in packets]
+    questions: list[Question] = [(one, {}) for one in packets]
+    for one, (changes, known) in zip(packets, cycle(list(circumstances(simulator)))):  # noqa: B905 - one is endless
+        questions.append((replace(one, **changes), known))
     for (packet, known), found in zip(questions, answers(chrome, simulator, questions, folder), strict=True):
         assert found == dict(simulator.outcomes(packet, known)), (packet, known)
 
 
-def different(simulator: Simulator) -> Iterator[Callable[[Packet], Question]]:
-    """What else than addresses a packet may come with, one thing at a time."""
-    changes = [*({"state": one} for one in STATES), *({"mark": one} for one in MARKS)]
-    changes += [{"bridged": True}, {"bridged": False}, {"in_interface": None, "source_port": None}]
-    for change in changes:
-        yield lambda packet, change=change: (replace(packet, **change), {})
+def circumstances(simulator: Simulator) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """What else than addresses a packet may come with, one thing at a time: fields of it, or lists that it is on."""
+    yield from (({"state": one}, {}) for one in STATES)
+    yield from (({"mark": one}, {}) for one in MARKS)
+    yield from (({"bridged": one}, {}) for one in (True, False))
+    yield {"in_interface": None, "source_port": None}, {}
     rules = (rule for chains in simulator.tables.values() for rules in chains.values() for rule in rules)
     lists = sorted({found[1] for found in map(re.compile(r"--name (\S+)").search, rules) if found})
     for name, age in product(lists, (0.0, 20_000.0)):
-        yield lambda packet, name=name, age=age: (packet, {name: age})
+        yield {}, {name: age}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -258,8 +349,8 @@ def test_balanced_packets_end_as_kpx_trace_says(family: Family, chrome: Chrome, 
     }
     objects: list[kpx.Object] = []
     for number, (name, words) in enumerate(annotations.items(), 1):
-        affinity = {"sessionAffinity": "ClientIP"} if name == "all-ports" else {}
-        one = service(name, vips.format(number), ipFamilies=[family.value.replace("ip", "IP")], **affinity)
+        one = service(name, vips.format(number), ipFamilies=[family.value.replace("ip", "IP")])
+        one["spec"]["sessionAffinity"] = "ClientIP" if name == "all-ports" else "None"
         one["metadata"]["annotations"] = words
         few, many = (
             endpoint_slice(name, [pods.format(1), pods.format(2)]),

@@ -82,14 +82,14 @@ const Draw = (() => {
     return { spot, width: x + 8, height: tallest + 16 };
   }
 
-  // Draw into an element; `open` is called with a box that is clicked.
-  function picture(parent, boxes, arrows, open) {
+  // Draw what is called `name` into an element; `open` is called with a box that is clicked.
+  function picture(parent, name, boxes, arrows, open) {
     parent.replaceChildren();
     if (!boxes.length) return;
     const found = columns(boxes, arrows);
     order(found, arrows);
     const { spot, width: w, height: h } = place(found, arrows);
-    const svg = make("svg", { width: w, height: h, viewBox: `0 0 ${w} ${h}`, role: "img" }, parent);
+    const svg = make("svg", { width: w, height: h, viewBox: `0 0 ${w} ${h}`, role: "group", "aria-label": `Picture of ${name}` }, parent);
     svg.style.minWidth = `${Math.round(w * 0.7)}px`; // smaller letters can't be read
     const head = make("marker", { id: "head", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 9, markerHeight: 9, markerUnits: "userSpaceOnUse", orient: "auto" }, make("defs", {}, svg));
     make("path", { d: "M0 0 L8 4 L0 8 z" }, head);
@@ -104,12 +104,13 @@ const Draw = (() => {
     }
     for (const box of boxes) {
       const { x, y, w: wide, h: high } = spot.get(box.id);
-      const group = make("g", { class: `box ${box.kind.replace(" ", "-")}`, "data-id": box.id, tabindex: 0 }, svg);
+      const group = make("g", { class: `box ${box.kind.replace(" ", "-")}`, "data-id": box.id, tabindex: 0, role: "button",
+        "aria-label": [box.kind, box.title, ...box.lines].join(", ") }, svg);
       make("rect", { x, y, width: wide, height: high, rx: 5 }, group);
       make("text", { x: x + PAD, y: y + 16, class: "title" }, group, box.title);
       box.lines.forEach((line, n) => make("text", { x: x + PAD, y: y + 30 + 13 * n, class: "line" }, group, line));
       group.addEventListener("click", () => open(box));
-      group.addEventListener("keydown", event => event.key === "Enter" && open(box));
+      group.addEventListener("keydown", event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(box); } });
     }
   }
 
