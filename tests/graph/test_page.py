@@ -281,7 +281,7 @@ def assert_same(chrome: Chrome, simulator: Simulator, packets: Sequence[Packet],
     """Every packet as it is, and in one of many circumstances, ends in the browser as it ends here."""
     assert packets
     questions: list[Question] = [(one, {}) for one in packets]
-    for one, (changes, known) in zip(packets, cycle(list(circumstances(simulator)))):  # noqa: B905 - one is endless
+    for one, (changes, known) in zip(packets, cycle(list(circumstances(simulator)))):
         questions.append((replace(one, **changes), known))
     for (packet, known), found in zip(questions, answers(chrome, simulator, questions, folder), strict=True):
         assert found == dict(simulator.outcomes(packet, known)), (packet, known)
