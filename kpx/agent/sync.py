@@ -205,6 +205,9 @@ class FamilySync:
     async def _attempt(self) -> None:
         """One sync of what is pending. A function of its own: nothing of it stays in memory until the next one."""
         pending, self._pending = self._pending, Pending()
+        if pending.full and self._retry is not None:  # this is that retry
+            self._retry.cancel()
+            self._retry = None
         try:
             async with self._turn:
                 outcome = await self._sync(pending)
@@ -236,9 +239,6 @@ class FamilySync:
     def _compared(self, outcome: Outcome) -> None:
         """After a full sync: what was refused is tried again, ever more seldom."""
         self._after_failure.after_success()
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
         if outcome.failed:
             pause = self._after_refusal.after_failure()
             self._retry = asyncio.get_running_loop().call_later(pause, self.verify, "refused before")

@@ -207,15 +207,16 @@ class Victim:
         )
         where.run(["sh", "-e"], stdin="\n".join((*tools, damage.script, "")))
 
-    def try_out(self, damage: Damage) -> tuple[Mapping[Family, Foreign], set[str]]:
+    def try_out(self, damage: Damage) -> tuple[Mapping[Family, Foreign], Mapping[Family, set[str]]]:
         """Do it where nobody repairs it: what it leaves of other programs' rules, and which chains it spoils."""
         backend = self.agent.backend
         for family in FAMILIES:
             self.trial.run([f"{PROGRAM[family]}-{backend}-restore"], stdin=save(self.agent.namespace, backend, family))
         self.do(damage, self.trial)
         after = {family: live(self.trial, backend, family) for family in FAMILIES}
-        edits = [edit for family in FAMILIES for edit in make_plan(self.wanted[family], after[family]).edits]
-        return {family: foreign(after[family]) for family in FAMILIES}, {f"{one.table} {one.chain}" for one in edits}
+        edits = {family: make_plan(self.wanted[family], after[family]).edits for family in FAMILIES}
+        spoilt = {family: {f"{one.table} {one.chain}" for one in some} for family, some in edits.items() if some}
+        return {family: foreign(after[family]) for family in FAMILIES}, spoilt
 
     def wait_until_repaired(self, limit: float = LIMIT) -> float:
         """Seconds until the kernel was found as it should be."""
@@ -314,10 +315,12 @@ def prove(victim: Victim, damage: Damage) -> None:
     victim.do(damage, victim.agent.namespace)
     victim.seconds[damage.name] = victim.wait_until_repaired()
     assert {family: foreign(victim.live(family)) for family in FAMILIES} == theirs
-    reports = victim.agent.wait_for_log("rules repaired", before + 1)[before:]
-    told = {difference.partition(" ")[2] for entry in reports for difference in entry["wrong"]}
-    assert told
-    assert told <= spoilt
+    reports = victim.agent.wait_for_log("rules repaired", before + len(spoilt))[before:]
+    assert {entry["family"] for entry in reports} == spoilt.keys()
+    for entry in reports:
+        told = {difference.partition(" ")[2] for difference in entry["wrong"]}
+        assert told
+        assert told <= spoilt[Family(entry["family"])]
 
 
 @pytest.mark.parametrize(("backend", "damage"), CASES)

@@ -120,7 +120,9 @@ def test_few_capabilities_and_a_read_only_file_system_are_enough(place: Place, b
             if not place.flows("198.51.100.7"):
                 break
         assert agent.get("/healthz", HEALTH_PORT)[0] == 200
-        assert agent.get("/", HEALTH_CHECK_PORT)[0] == 503  # no endpoint of it is here
+        for _ in agent.patiently(PATIENCE, "no endpoint of it here"):
+            if agent.get("/", HEALTH_CHECK_PORT)[0] == 503:
+                break
         agent.stop()
         told = [entry for entry in agent.log() if entry["level"] in ("warning", "error")]
         assert {entry["event"].split()[0] for entry in told} == {*FORBIDDEN, "rules"}

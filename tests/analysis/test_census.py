@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import pytest
-from scipy.stats import chisquare
 
 import kpx
 from kpx.analysis.packet import Fate, Host, Origin, Outcome
@@ -33,6 +32,7 @@ from kpx.sources import manifests
 from tests import lab
 from tests.analysis.probes import entries
 from tests.analysis.towns import HOST, HOST_PORT, PODS, PORTS, STRANGERS, Flow, Sender, Town
+from tests.chance import as_shared
 from tests.compiler.layouts import FEW, LOW, Input
 from tests.kernel import case_path, needs_kernel
 from tests.lab.client import Attempt
@@ -193,9 +193,8 @@ def text_of(ruleset: Ruleset) -> str:
 
 
 def spreads_evenly(ranks: Sequence[float]) -> bool:
-    """One run in a million says no by chance."""
     counted = Counter(min(int(rank * BINS), BINS - 1) for rank in ranks)
-    return bool(chisquare([counted[one] for one in range(BINS)]).pvalue > 1e-6)
+    return as_shared([counted[one] for one in range(BINS)], [1] * BINS)
 
 
 def read_counters(node: lab.Node, family: Family, backend: lab.Backend) -> Counter[tuple[str, int]]:

@@ -12,7 +12,6 @@ from fractions import Fraction
 from itertools import cycle, islice
 
 import pytest
-from scipy.stats import chisquare
 
 from kpx.analysis.equivalence import Example, Share, compare, examples
 from kpx.analysis.packet import Host, Outcome
@@ -22,6 +21,7 @@ from kpx.netfilter.ruleset import Ruleset
 from tests.analysis.arena import OWN, Arena, Seen, seen_as
 from tests.analysis.mutations import KINDS, Mutation, mutations
 from tests.analysis.probes import destinations, from_everywhere
+from tests.chance import LEAST, as_shared
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, town
 from tests.kernel import needs_kernel
@@ -80,17 +80,13 @@ def shares(side: tuple[Share, ...], example: Example) -> Mapping[Seen, float]:
     return found
 
 
-def fits(seen: Counter[Seen], expected: Mapping[Seen, float], least: float) -> bool:
+def fits(seen: Counter[Seen], expected: Mapping[Seen, float], least: float = LEAST) -> bool:
     """Whether what was seen can well be what was expected."""
-    total = sum(seen.values())
     if not seen.keys() <= expected.keys():
         return False
     if len(expected) == 1:
         return True
-    counted = [seen[one] for one in expected]
-    return bool(
-        chisquare(counted, [share * total / sum(expected.values()) for share in expected.values()]).pvalue > least
-    )
+    return as_shared([seen[one] for one in expected], list(expected.values()), least)
 
 
 def enough(one: Mapping[Seen, float], other: Mapping[Seen, float]) -> int:
@@ -113,9 +109,7 @@ def confirmed(arenas: tuple[Arena, Arena], example: Example, tables: tuple[Table
         arena.load(rules)
         with arena.prepared(example.addresses, example.known, example.packet):
             seen = arena.outcomes(example.packet, expected, count)
-            if not fits(seen, expected, 1e-3):  # once in a thousand times that's chance
-                seen = arena.outcomes(example.packet, expected, count)
-        if not fits(seen, expected, 1e-3):
+        if not fits(seen, expected):
             return f"{example}\nexpected {dict(expected)}\nseen {dict(seen)}"
         met.append(seen)
     if fits(met[0], told[1], 1e-6) and fits(met[1], told[0], 1e-6):

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 import pytest
-from scipy.stats import chisquare
 
 from kpx.analysis.packet import Host, Origin, Packet
 from kpx.analysis.simulate import Simulator, tables_of
@@ -17,6 +16,7 @@ from kpx.netfilter.ruleset import Ruleset
 from kpx.reconcile.phases import transactions
 from kpx.reconcile.plan import make_plan
 from tests import lab, manifests
+from tests.chance import as_shared
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG
 from tests.kernel import needs_kernel
@@ -79,15 +79,10 @@ def predicted(simulator: Simulator, packet: Packet) -> dict[str, float]:
 def test_connections_spread_as_the_simulator_says(node: lab.Node, simulator: Simulator) -> None:
     expected = predicted(simulator, Packet("198.51.100.7", *WEB[:1], "tcp", WEB[1]))
     assert len(expected) == 24
-
-    def spreads_evenly() -> bool:
-        found = answers(lab.connect(node.client, *WEB, count=CONNECTIONS))
-        assert sum(found.values()) == CONNECTIONS
-        assert found.keys() == expected.keys()
-        counted = [found[one] for one in expected]
-        return bool(chisquare(counted, [share * CONNECTIONS for share in expected.values()]).pvalue > 0.001)
-
-    assert spreads_evenly() or spreads_evenly()  # by chance, one run in a thousand doesn't
+    found = answers(lab.connect(node.client, *WEB, count=CONNECTIONS))
+    assert sum(found.values()) == CONNECTIONS
+    assert found.keys() == expected.keys()
+    assert as_shared([found[one] for one in expected], list(expected.values()))
 
 
 def test_every_way_in_leads_where_the_simulator_says(node: lab.Node, simulator: Simulator) -> None:

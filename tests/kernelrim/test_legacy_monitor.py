@@ -47,6 +47,15 @@ async def periods(count: float) -> None:
     await asyncio.sleep(count * PERIOD)
 
 
+async def all_of(told: list[Change]) -> list[Change]:
+    """What is told once something is, and a while after that."""
+    async with asyncio.timeout(60):
+        while not told:
+            await periods(0.1)
+    await periods(3)
+    return told
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -65,8 +74,7 @@ def test_foreign_changes_are_told_once(command: str) -> None:
             await periods(2)
             assert told == []
             run(["iptables-legacy", *command.split()])
-            await periods(3)
-            return told
+            return await all_of(told)
 
     assert asyncio.run(scenario()) == [IPV4]
 
@@ -79,8 +87,7 @@ def test_a_change_without_the_lock_shows_by_what_it_adds() -> None:
         run(RESTORE, BASE)
         async with looking() as (_, told):
             await asyncio.to_thread(run, [sys.executable, "-c", add])
-            await periods(3)
-            return told
+            return await all_of(told)
 
     assert asyncio.run(scenario()) == [IPV4]
 
@@ -129,8 +136,7 @@ def test_what_others_did_just_before_our_run_is_told() -> None:
             run(["iptables-legacy", "-t", "nat", "-R", "KUBE-SERVICES", "1", "-d", "10.96.0.9/32", "-j", "KUBE-SVC-A"])
             with monitor.recording(Family.IPV4):
                 run(RESTORE, "*nat\n:KUBE-SEP-A - [0:0]\nCOMMIT\n")
-            await periods(3)
-            return told
+            return await all_of(told)
 
     assert asyncio.run(scenario()) == [IPV4]
 
@@ -143,8 +149,7 @@ def test_a_lock_that_was_deleted_is_watched_again(tmp_path: Path) -> None:
             await periods(3)
             told.clear()
             run(["iptables-legacy", "-t", "nat", "-R", "KUBE-SERVICES", "1", "-d", "10.96.0.9/32", "-j", "KUBE-SVC-A"])
-            await periods(3)
-            return told
+            return await all_of(told)
 
     assert asyncio.run(scenario()) == [IPV4]
 
@@ -156,7 +161,6 @@ def test_without_the_lock_sizes_still_show(tmp_path: Path, monkeypatch: pytest.M
         async with looking() as (_, told):
             monkeypatch.undo()
             run(["iptables-legacy", "-t", "nat", "-F", "KUBE-SERVICES"])
-            await periods(3)
-            return told
+            return await all_of(told)
 
     assert asyncio.run(scenario()) == [IPV4]

@@ -1,7 +1,8 @@
 """The program behind `Backends`: answers on sockets that it inherits, until its stdin is closed.
 
 Runs alone (`python -I answering.py FD:PORT:NAME...`), so it imports nothing of the lab. To every TCP connection and
-UDP datagram it says `NAME PORT CLIENT\n`: who answers, on which port, and the address that the client came from.
+UDP datagram it says `NAME PORT CLIENT\n`: who answers, on which port, and the address that the client came from. Once
+it answers, it prints `ready`.
 """
 
 import selectors
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> None:
         sock.setblocking(False)
         answer = _answer_connections if sock.type is socket.SOCK_STREAM else _answer_datagrams
         selector.register(sock, selectors.EVENT_READ, partial(answer, sock, f"{name} {port}"))
+    print("ready", flush=True)
     while True:
         for key, _ in selector.select():
             if key.data is None:

@@ -1,9 +1,11 @@
 """Real servers in pods, which say who they are and whom they saw."""
 
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,13 +14,14 @@ from tests.lab.node import Host
 
 _PROGRAM = Path(__file__).with_name("answering.py")
 _BACKLOG = 4096
+_PRIORITY = -10
 
 
 class Backends:
     """Servers on the given TCP and UDP ports of every host, in both families, while in the context.
 
-    The sockets listen before the serving process starts: nothing has to be waited for. `addresses` replaces the
-    hosts' own addresses, for servers on a loopback address.
+    They have their turn before all else, so that on a busy machine, too, nobody waits for an answer. `addresses`
+    replaces the hosts' own addresses, for servers on a loopback address.
     """
 
     def __init__(
@@ -39,11 +42,16 @@ class Backends:
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(_PROGRAM), *words],
             stdin=subprocess.PIPE,  # closed by us, or by the kernel when we die: its sign to end
+            stdout=subprocess.PIPE,
             pass_fds=descriptors,
             start_new_session=True,  # Ctrl-C is ours to handle
         )
         for sock, _ in sockets:
             sock.close()
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _PRIORITY)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == b"ready\n"
         return self
 
     def __exit__(
@@ -51,7 +59,9 @@ class Backends:
     ) -> None:
         if self._process.stdin:
             self._process.stdin.close()
-        self._process.wait(10)
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._process.wait(60)
 
     @property
     def pid(self) -> int:

@@ -120,7 +120,8 @@ def test_continuous_traffic_notices_an_outage(node: Node) -> None:
         healed = time.monotonic()
         traffic.wait_for(20)
     failures: tuple[Failure, ...] = traffic.failures
-    assert all(cut < failure.at < healed + 0.1 for failure in failures)
+    assert all(cut < failure.at for failure in failures)
+    assert sum(failure.at > healed for failure in failures) <= 1  # that was under way
     assert len(failures) >= 18
     assert traffic.result.attempts[-1].outcome is Outcome.ANSWERED
 

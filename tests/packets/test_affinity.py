@@ -34,11 +34,13 @@ def test_every_client_chooses_for_itself_and_anew_when_its_time_is_over(proxy: P
         assert all(result.answered for result in results)
         return [dict(result.backends) for result in results]
 
+    began = time.monotonic()
     first = choices()
-    assert choices() == first
+    again = choices()
+    assert again == first or time.monotonic() - began > 2  # a busy machine may be too slow for this
     assert any(choice != first[0] for choice in first), "20 clients of 7 backends all chose the same"
     time.sleep(2.1)
-    assert choices() != first, "20 clients all chose the same again"
+    assert choices() != again, "20 clients all chose the same again"
 
 
 def test_removing_the_chosen_backend_moves_its_clients(proxy: Proxy, family: FamilyName) -> None:
