@@ -18,3 +18,8 @@ class Family(StrEnum):
     def of(cls, address: str) -> "Family":
         """The family of a valid address or CIDR."""
         return cls.IPV6 if ":" in address else cls.IPV4
+
+
+def host_port(host: str, port: int | str) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

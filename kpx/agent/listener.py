@@ -16,7 +16,7 @@ from aiohttp import web
 from kpx.agent.store import ServiceKey
 from kpx.agent.throttle import Backoff
 from kpx.errors import KpxError
-from kpx.family import Family
+from kpx.family import Family, host_port
 
 log = structlog.get_logger()
 
@@ -173,11 +173,6 @@ class Listener:
         except Exception:
             log.exception("can't answer", path=path, address=self.address)
             return _BROKEN
-
-
-def host_port(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listening_socket(address: str, only: Family | None) -> socket.socket:

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Self
 
 from kpx.agent.health import Health
-from kpx.agent.listener import Listener, PortTrouble, Reply, Report, host_port
+from kpx.agent.listener import Listener, PortTrouble, Reply, Report
 from kpx.agent.metrics import CONTENT_TYPE, Metrics
 from kpx.agent.store import ServiceKey
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.compile import Layout
-from kpx.family import Family
+from kpx.family import Family, host_port
 from kpx.version import __version__
 
 Clock = Callable[[], float]

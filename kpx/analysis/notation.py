@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from kpx.errors import KpxError
-from kpx.family import Family
+from kpx.family import Family, host_port
 from kpx.netfilter.options import protocol
 
 WITH_PORTS = frozenset({"tcp", "udp", "sctp", "dccp", "udplite"})
@@ -45,7 +45,7 @@ def parse_flow(text: str) -> Flow:
     if Family.of(source) is not Family.of(destination):
         raise KpxError(f"{source} and {destination} are not of one family")
     if name in WITH_PORTS and destination_port is None:
-        raise KpxError(f"{name} needs a port: {_example(destination)}")
+        raise KpxError(f"{name} needs a port: {host_port(destination, 80)}")
     if name not in WITH_PORTS and (source_port, destination_port) != (None, None):
         raise KpxError(f"{name} has no ports")
     return Flow(name, source, source_port, destination, destination_port)
@@ -62,7 +62,3 @@ def parse_place(text: str) -> tuple[str, int | None]:
     if port is not None and int(port) > 65_535:
         raise KpxError(f"not a port: {port}")
     return address, int(port) if port is not None else None
-
-
-def _example(address: str) -> str:
-    return f"[{address}]:80" if ":" in address else f"{address}:80"

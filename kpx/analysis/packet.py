@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kpx.family import Family
+from kpx.family import Family, host_port
 
 
 class Origin(StrEnum):
@@ -129,6 +129,5 @@ def text(address: int, family: Family) -> str:
 
 
 def endpoint(address: int, port: int, family: Family) -> str:
-    """`address:port`, with brackets around an IPv6 address."""
-    host = text(address, family)
-    return f"[{host}]:{port}" if family is Family.IPV6 else f"{host}:{port}"
+    """A number and a port as `address:port`."""
+    return host_port(text(address, family), port)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from fractions import Fraction
 
+from kpx.family import host_port
 from kpx.netfilter.options import Option
 from kpx.netfilter.rule import Match, Rule, format_rule
 
@@ -68,9 +69,7 @@ def _destination(rule: Rule) -> str:
 
 def _place(address: str, port: str) -> str:
     host = _SINGLE.sub("", address)
-    if not port:
-        return host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_port(host, port) if port else host
 
 
 def _head(option: Option) -> str:

@@ -35,7 +35,7 @@ from kpx.api.grammar import (
     api_spelling,
     raise_faults,
 )
-from kpx.family import Family
+from kpx.family import Family, host_port
 
 API_VERSION: Final = "kubeproxy.config.k8s.io/v1alpha1"
 KIND: Final = "KubeProxyConfiguration"
@@ -61,7 +61,7 @@ def _host_port(default_port: int) -> AfterValidator:
         port = int(match[3]) if match else default_port
         if host is None or not 1 <= port <= 65535:
             raise PydanticCustomError("host_port", "must be an IP address and a port, such as 0.0.0.0:10256")
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_port(host, port)
 
     return AfterValidator(check)
 

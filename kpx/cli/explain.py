@@ -17,7 +17,7 @@ from kpx.explain.explain import explain
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport, UseReport, WayReport
 from kpx.explain.rules_alone import explain_rules
 from kpx.explain.world import World
-from kpx.family import Family
+from kpx.family import Family, host_port
 from kpx.model.balance import DEFAULT_WEIGHT, RECENT_CLIENTS, AffinityScope, Balance
 
 SHOWN = 12
@@ -151,7 +151,7 @@ def _affinity(port: ServicePortReport) -> Iterator[str]:
 
 
 def _print_way(out: Console, way: WayReport) -> None:
-    place = f"[{way.address}]:{way.port}" if ":" in way.address else f"{way.address}:{way.port}"
+    place = host_port(way.address, way.port)
     policy = f"  (policy {way.policy})" if way.policy else ""
     put(out, Text.assemble(f"{way.kind} ", (place, "cyan"), (policy, "dim")), 2)
     groups: dict[tuple[str, ...], list[str]] = {}

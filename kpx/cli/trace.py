@@ -18,6 +18,7 @@ from kpx.cli.output import page, print_json, print_schema, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.compiler import names
 from kpx.errors import KpxError
+from kpx.family import host_port
 from kpx.model.cluster import cluster_of
 
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
@@ -178,8 +179,7 @@ def _print(out: Console, found: Trace, shown: int) -> None:
 
 
 def _place(address: str, port: int | None) -> str:
-    host = f"[{address}]" if ":" in address and port is not None else address
-    return host if port is None else f"{host}:{port}"
+    return address if port is None else host_port(address, port)
 
 
 Way = tuple[tuple[StepReport, ...], Fraction]

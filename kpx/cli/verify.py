@@ -25,7 +25,7 @@ from kpx.cli.inputs import FAMILIES
 from kpx.cli.output import page, print_json, print_schema, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
-from kpx.family import Family
+from kpx.family import Family, host_port
 from kpx.netfilter.backend import available
 from kpx.netfilter.save import parse_save
 from kpx.netfilter.tools import Tools, binary
@@ -181,8 +181,8 @@ def _print_example(out: Console, one: ExampleReport, names: tuple[str, str]) -> 
     put(
         out,
         Text(
-            f"{one.protocol} {_place(one.source, one.source_port)} -> "
-            f"{_place(one.destination, one.destination_port)}, {where}, {one.ctstate}{mark}",
+            f"{one.protocol} {host_port(one.source, one.source_port)} -> "
+            f"{host_port(one.destination, one.destination_port)}, {where}, {one.ctstate}{mark}",
             "bold",
         ),
         2,
@@ -199,10 +199,6 @@ def _print_example(out: Console, one: ExampleReport, names: tuple[str, str]) -> 
             put(out, Text(_outcome(outcome)), 4)
         if len(shares) > _SHOWN:
             put(out, Text(f"… {len(shares) - _SHOWN} more", "dim"), 4)
-
-
-def _place(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _outcome(one: ShareReport) -> str:

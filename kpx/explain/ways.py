@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 from kpx.analysis.notation import WITH_PORTS
 from kpx.analysis.packet import Origin, Packet
 from kpx.analysis.report import outcome_reports
 from kpx.analysis.simulate import Simulator
 from kpx.explain.report import UseReport, WayReport
-from kpx.family import Family
+from kpx.family import Family, host_port
 from kpx.model.node import contains
 
 _OUTSIDE = {
@@ -118,11 +118,10 @@ def way_report(simulator: Simulator, way: Way, some: Iterable[Sender]) -> WayRep
 
 def _use(simulator: Simulator, way: Way, sender: Sender) -> UseReport:
     packet = sender.packet(way)
-    port = f":{way.port}" if way.protocol in WITH_PORTS else ""
-    host = f"[{way.address}]" if ip_address(way.address).version == 6 else way.address
+    place = host_port(way.address, way.port) if way.protocol in WITH_PORTS else way.address
     return UseReport(
         sender=sender.words,
-        packet=f"{way.protocol} {sender.address} -> {host}{port}",
+        packet=f"{way.protocol} {sender.address} -> {place}",
         origin=sender.origin.value,
         outcomes=outcome_reports(simulator.outcomes(packet)),
     )

@@ -8,7 +8,7 @@ from itertools import repeat
 from sys import intern
 
 from kpx import api
-from kpx.family import Family
+from kpx.family import Family, host_port
 from kpx.model.balance import DEFAULT_WEIGHT, weight_of
 from kpx.model.service import ServicePortName, is_ours
 
@@ -38,8 +38,8 @@ class Endpoint:
     weight: int = DEFAULT_WEIGHT
 
     def __str__(self) -> str:
-        """`address:port`, with brackets around an IPv6 address: the argument of DNAT and of the chain's name."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        """`address:port`: the argument of DNAT and of the chain's name."""
+        return host_port(self.address, self.port)
 
 
 Endpoints = tuple[Endpoint, ...]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from kpx.family import host_port
 from kpx.model.cluster import Cluster
 from kpx.model.endpoint import Endpoint, Endpoints
 from kpx.model.node import NodeView
@@ -133,15 +134,11 @@ def _crowd(side: _Side, policy: str) -> str:
 
 def _ways(port: ServicePort) -> str:
     """Every way in to a service port."""
-    found = [f"cluster IP {_place(port.cluster_ip, port.port)}/{port.protocol}"]
+    found = [f"cluster IP {host_port(port.cluster_ip, port.port)}/{port.protocol}"]
     found += [f"node port {port.node_port}"] if port.node_port else []
     found += [f"external IP {one}" for one in port.external_ips]
     found += [f"load balancer {one}" for one in port.load_balancer_ips]
     return ", ".join(found)
-
-
-def _place(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 # ---- its fields ----

@@ -16,13 +16,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kpx.agent.health import Health
-from kpx.agent.listener import Listener, PortTrouble, Reply, host_port
+from kpx.agent.listener import Listener, PortTrouble, Reply
 from kpx.agent.metrics import Metrics
 from kpx.agent.servers import HealthServer, MetricsServer, ServiceHealth, ServiceHealthServers, config_document
 from kpx.api import KubeProxyConfiguration, Node, parse_config, parse_object
 from kpx.compiler.compile import Layout
 from kpx.errors import KpxError
-from kpx.family import Family
+from kpx.family import Family, host_port
 
 WEB, API = ("shop", "web"), ("shop", "api")
 ANY_LAYOUT = next(iter(Layout))

@@ -31,6 +31,15 @@ def test_bench_measures_everything(backend: Backend, tmp_path: Path) -> None:
     assert 0 < kpx["cold"]["imported"] <= kpx["cold"]["listed"] <= kpx["cold"]["done"]
 
 
+@pytest.mark.kernel
+@needs_kernel
+def test_commands_are_measured() -> None:
+    command = [sys.executable, "-m", "tests.bench.commands", "--size", "30x2", "--times", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [f"apply again, {backend}" in done.stdout for backend in BACKENDS] == [True, True]
+
+
 def test_how_sizes_are_spelled() -> None:
     assert [Town.of(text) for text in ("10k", "50kx2", "1x5000")] == [Town(10_000, 5), Town(50_000, 2), Town(1, 5000)]
     large = list(Town(1, 250).objects())
