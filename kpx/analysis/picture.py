@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 from kpx.analysis.report import printable
 from kpx.analysis.simulate import Tables
@@ -17,6 +19,7 @@ from kpx.analysis.words import chance, condition, is_open, share
 from kpx.netfilter.names import ours
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, parse_rule
+from kpx.shape import SHAPE
 
 Kind = Literal["hook", "dispatch", "way in", "chain", "endpoint", "refusal"]
 
@@ -29,34 +32,37 @@ FEW = 12
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One box: its title, and smaller lines below. `group` is the service port, empty for what all share.
+    """One box: its title, and smaller lines below."""
 
-    `table` and `chain` are where its rules stand, `position` is that of the rule which it stands for, if it is one.
-    """
+    __pydantic_config__ = SHAPE
 
     id: str
     kind: Kind
     title: str
     lines: tuple[str, ...] = ()
-    group: str = ""
-    table: str = ""
+    group: Annotated[str, Field(description="namespace/name:port; empty for what all Services share")] = ""
+    table: Annotated[str, Field(description="where its rules stand")] = ""
     chain: str = ""
-    position: int = 0
+    position: Annotated[int, Field(description="of the rule that it stands for, counted from 1; 0 for a chain")] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """From a box to another. The label is the share of packets, or the condition; `seldom` ones are drawn thinner."""
+    """From a box to another."""
 
-    source: str
-    target: str
-    label: str = ""
-    seldom: bool = False
+    __pydantic_config__ = SHAPE
+
+    source: Annotated[str, Field(description="the id of the box that it leaves")]
+    target: Annotated[str, Field(description="the id of the box that it leads to")]
+    label: Annotated[str, Field(description="the share of packets that take it, or what it asks for")] = ""
+    seldom: Annotated[bool, Field(description="whether only what meets a condition takes it; drawn dashed")] = False
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """Boxes by their ids, in the order of drawing, and arrows between them."""
+
+    __pydantic_config__ = SHAPE
 
     boxes: Mapping[str, Box]
     arrows: tuple[Arrow, ...]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kpx.analysis.match import Step
 from kpx.analysis.packet import Host, Outcome, Packet
@@ -13,15 +13,10 @@ from kpx.analysis.simulate import Path, Simulator
 from kpx.netfilter.owners import is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, format_rule, parse_rule
 from kpx.netfilter.ruleset import Rules
+from kpx.shape import Part
 
 NameOf = Callable[[str], str | None]
 """What a chain is called beside its hash: `shop/web:http`, an endpoint's with `-> address:port`; None if unknown."""
-
-
-class Part(BaseModel):
-    """A piece of a report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PacketReport(Part):

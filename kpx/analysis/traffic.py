@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from kpx.analysis.report import Part, printable
+from kpx.analysis.report import printable
 from kpx.netfilter.counters import Counted
+from kpx.shape import Part
 
 
 class EndpointTraffic(Part):

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from kpx.analysis.checks import Finding
 from kpx.analysis.equivalence import Example, Share
-from kpx.analysis.report import Part, printable
+from kpx.analysis.report import printable
 from kpx.family import Family
+from kpx.shape import Part
 
 
 class FindingReport(Part):

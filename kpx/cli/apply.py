@@ -1,6 +1,5 @@
 """`kpx apply`."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,9 @@ from rich.progress import Progress as Bar
 
 from kpx import host
 from kpx.cli.inputs import FAMILIES, backend_option, object_options, read_inputs, tools_for
+from kpx.cli.output import json_options, json_text
+from kpx.cli.written import Written, written
 from kpx.family import Family
-from kpx.netfilter.tools import Tools
 from kpx.reconcile.apply import Outcome, Progress, apply, payload_of, read_live
 from kpx.reconcile.plan import make_plan
 
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 @backend_option
 @click.option("--dry-run", is_flag=True, help="Print what would be sent to iptables-restore; change nothing.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@json_options(Written, "The same as --format json")
 def command(
     files: tuple[str, ...],
     node: str | None,
@@ -36,6 +37,7 @@ def command(
     backend: str,
     dry_run: bool,
     form: str,
+    as_json: bool,
 ) -> None:
     """Bring the kernel's rules up to date with manifests: only the difference is written, in one go.
 
@@ -51,14 +53,17 @@ def command(
     refused = False
     for one, ruleset in compiled.rulesets.items():
         tools = tools_for(one, backend)
-        if dry_run:
-            edits = make_plan(ruleset, read_live(tools)).edits
-            click.echo(payload_of(edits, tools), nl=False)
-            continue
         start = time.monotonic()
-        with _bar(one) as progress:
-            outcome = apply(ruleset, tools, progress)
-        _report(one, tools, outcome, time.monotonic() - start, form)
+        payload = None
+        if dry_run:
+            plan = make_plan(ruleset, read_live(tools))
+            payload = payload_of(plan.edits, tools)
+            outcome = Outcome(lines=payload.count("\n"), plan=plan, held=plan.held)
+        else:
+            with _bar(one) as progress:
+                outcome = apply(ruleset, tools, progress)
+        _complain(outcome)
+        _print(written(tools, outcome, time.monotonic() - start, payload), as_json or form == "json")
         refused = refused or bool(outcome.failed)
     if refused:
         raise SystemExit(2)
@@ -79,23 +84,19 @@ def _bar(family: Family) -> Iterator[Progress]:
         yield progress
 
 
-def _report(family: Family, tools: Tools, outcome: Outcome, seconds: float, form: str) -> None:
+def _complain(outcome: Outcome) -> None:
     for name, error in outcome.failed.items():
         log.error(f"Service {name}: rules refused, the old ones stay: {error}")
     for table, chain in outcome.held:
         log.warning(f"stale chain {chain} in table {table} stays: rules of other programs jump to it")
-    if form == "json":
-        record = {
-            "family": family,
-            "backend": tools.backend,
-            "restores": outcome.restores,
-            "lines": outcome.lines,
-            "seconds": round(seconds, 3),
-            "failed": sorted(outcome.failed),
-            "held": [f"{table}/{chain}" for table, chain in outcome.held],
-        }
-        click.echo(json.dumps(record))
-    elif outcome.restores == 0:
-        click.echo(f"{family}: up to date, nothing written ({tools.backend}, {seconds:.2f} s)")
+
+
+def _print(told: Written, as_json: bool) -> None:
+    if as_json:
+        click.echo(json_text(told, Written, indent=None))
+    elif told.payload is not None:
+        click.echo(told.payload, nl=False)
+    elif told.restores == 0:
+        click.echo(f"{told.family}: up to date, nothing written ({told.backend}, {told.seconds:.2f} s)")
     else:
-        click.echo(f"{family}: {outcome.lines} lines written ({tools.backend}, {seconds:.2f} s)")
+        click.echo(f"{told.family}: {told.lines} lines written ({told.backend}, {told.seconds:.2f} s)")

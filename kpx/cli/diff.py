@@ -1,15 +1,17 @@
 """`kpx diff`."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import click
+from pydantic import Field
 
 from kpx import host
 from kpx.cli import review
 from kpx.cli.inputs import FAMILIES, Inputs, backend_option, object_options_but_layout, read_inputs, tools_for
+from kpx.cli.output import json_options, json_text
 from kpx.compiler.compile import Layout
 from kpx.compiler.names import SERVICES
 from kpx.errors import KpxError
@@ -20,10 +22,17 @@ from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.reconcile.apply import read_live
 from kpx.reconcile.owners import Owners
 from kpx.reconcile.plan import make_plan
-from kpx.reconcile.report import Difference, differences
+from kpx.reconcile.report import FRAME, Difference, differences
 from kpx.sources.manifests import SUFFIXES
 
 Found = Mapping[str, Sequence[Difference]]
+Differences = Annotated[
+    Mapping[Family, Found],
+    Field(
+        description="of rules: those that aren't as desired, by IP family and service port; "
+        f"of those that belong to no Service in particular, under {FRAME!r}"
+    ),
+]
 
 
 @click.command()
@@ -41,6 +50,7 @@ Found = Mapping[str, Sequence[Difference]]
     "file that ends in .yaml, .yml or .json). Needs no root.",
 )
 @click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True)
+@json_options(Differences | review.Reviews, "The same as --format json")
 def command(
     files: tuple[str, ...],
     node: str | None,
@@ -51,6 +61,7 @@ def command(
     backend: str,
     against: Path | None,
     form: str,
+    as_json: bool,
 ) -> None:
     """Compare rules with what manifests ask for. Prints, per Service, what is missing, extra or changed.
 
@@ -61,18 +72,11 @@ def command(
     Exit status 0: no difference, 1: there are some.
 
     \b
-    JSON, by family:
-      of rules: {SERVICE: [{"kind": "missing"|"extra"|"changed", "table", "chain",
-                 "live": RULE, "desired": RULE}, ...]}
-      of manifests: [{"subject": SERVICE, "kind": "new"|"gone"|"changed",
-                 "statements": [{"aspect", "text", "before": [...], "after": [...],
-                                 "breaking": true|false}, ...]}, ...]
-
-    \b
     Example:
       kpx diff -f shop/ --config config.yaml --node node-0 --against dump.save
       kpx diff -f shop/ --against ../main/shop/ --format markdown
     """
+    form = "json" if as_json else form
     inputs = read_inputs(files, node, config_file, layout or Layout.TREE, keep_going)
     families = FAMILIES[family]
     if against is not None and _are_manifests(against):
@@ -121,17 +125,11 @@ def _read_dump(path: Path) -> Saved:
         raise KpxError(f"{path}: {error}") from error
 
 
-def _json(found: Mapping[Family, Found]) -> str:
-    return json.dumps(
-        {
-            family: {owner: [asdict(one) for one in some] for owner, some in of_family.items()}
-            for family, of_family in found.items()
-        },
-        indent=2,
-    )
+def _json(found: Differences) -> str:
+    return json_text(found, Differences)
 
 
-def _text(found: Mapping[Family, Found]) -> str:
+def _text(found: Differences) -> str:
     lines = [
         line
         for family, of_family in found.items()
@@ -144,7 +142,7 @@ def _text(found: Mapping[Family, Found]) -> str:
     return "\n".join(lines) if lines else "same"
 
 
-def _markdown(found: Mapping[Family, Found]) -> str:
+def _markdown(found: Differences) -> str:
     lines: list[str] = []
     for family, of_family in found.items():
         for owner, some in of_family.items():

@@ -1,23 +1,26 @@
 """`kpx doctor`."""
 
-import json
 import os
-from dataclasses import asdict
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from kpx.cli.inputs import backend_option, config_option, read_config
+from kpx.cli.output import json_options, json_text, page, put
 from kpx.doctor.checks import Finding, Level, examine
 from kpx.doctor.gather import gather
 from kpx.errors import KpxError
 
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+_MESSAGES = 18
+"""The column where messages begin."""
 
 
 @click.command()
 @config_option
 @backend_option
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of findings.")
+@json_options(list[Finding], "Print a JSON array of findings")
 def command(config_file: str | None, backend: str, as_json: bool) -> None:
     """Look whether this node is fit for kpx, and what other proxies have left on it. Changes nothing.
 
@@ -33,15 +36,17 @@ def command(config_file: str | None, backend: str, as_json: bool) -> None:
         raise KpxError("only root may look at a node's rules")
     findings = examine(gather(backend, read_config(config_file) if config_file else None))
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        click.echo(json_text(findings, list[Finding]))
     else:
-        for finding in findings:
-            click.echo(_line(finding))
+        with page() as out:
+            for finding in findings:
+                _print(out, finding)
     if any(finding.level is Level.FAIL for finding in findings):
         raise SystemExit(1)
 
 
-def _line(finding: Finding) -> str:
-    level = click.style(f"{finding.level:<4}", fg=_COLOURS[finding.level])
-    advice = f"\n      {'':<10}  -> {finding.advice}" if finding.advice else ""
-    return f"{level}  {finding.check:<10}  {finding.message}{advice}"
+def _print(out: Console, finding: Finding) -> None:
+    level = (f"{finding.level:<4}", _COLOURS[finding.level])
+    put(out, Text.assemble(level, f"  {finding.check:<10}  {finding.message}"), hanging=_MESSAGES)
+    if finding.advice:
+        put(out, Text(f"-> {finding.advice}"), _MESSAGES, 3)

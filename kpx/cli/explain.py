@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kpx.analysis.report import OutcomeReport
 from kpx.cli.inputs import FAMILIES, Inputs
-from kpx.cli.output import page, print_json, print_schema, put, share
+from kpx.cli.output import json_options, json_text, page, put, share
 from kpx.cli.rules import Held, RuleSource, rule_options
 from kpx.errors import KpxError
 from kpx.explain.explain import explain
@@ -24,18 +24,11 @@ SHOWN = 12
 """Endpoints that are listed, unless all are asked for."""
 
 
-def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        print_schema(Explanation)
-        ctx.exit()
-
-
 @click.command()
 @click.argument("asked", metavar="WHAT")
 @click.option("--family", type=click.Choice(list(FAMILIES)), help="IP family [default: those that there are rules of].")
 @click.option("--all", "everything", is_flag=True, help="List all endpoints, however many there are.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; --schema tells its shape.")
-@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@json_options(Explanation)
 @rule_options
 def command(source: RuleSource, asked: str, family: str | None, everything: bool, as_json: bool) -> None:
     """Explain WHAT: a Service (shop/web, shop/web:http), a VIP, a node port, a pod's address or a chain.
@@ -56,7 +49,7 @@ def command(source: RuleSource, asked: str, family: str | None, everything: bool
         held = [source.held(one) for one in families]
         found = explain_rules(asked, [one.simulator for one in held], held[0].origin)
     if as_json:
-        print_json(found)
+        click.echo(json_text(found, Explanation))
     else:
         with page() as out:
             _print(out, found, len(found.ports) * 10_000 if everything else SHOWN)

@@ -1,15 +1,14 @@
 """`kpx graph`."""
 
-import json
 from pathlib import Path
 
 import click
-from pydantic import TypeAdapter
 
 from kpx.analysis.dot import dot, svg
 from kpx.analysis.mermaid import mermaid
 from kpx.analysis.page import page
 from kpx.analysis.picture import Picture, picture
+from kpx.cli.output import json_options, json_text
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -18,25 +17,11 @@ _NAMED = 10
 """How many Services an error names."""
 
 
-_SHAPE = TypeAdapter(Picture)
-
-
-def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        click.echo(json.dumps(_SHAPE.json_schema(mode="serialization"), indent=2))
-        ctx.exit()
-
-
-def _json(drawn: Picture) -> str:
-    return _SHAPE.dump_json(drawn, indent=2).decode() + "\n"
-
-
 @click.command()
 @click.argument("services", nargs=-1, metavar="[SERVICE]...")
 @click.option("--format", "form", type=click.Choice(["svg", "dot", "mermaid"]), default="svg", show_default=True)
 @click.option("--html", is_flag=True, help="One page, to search and to click in, that needs no network and no kpx.")
-@click.option("--json", "as_json", is_flag=True, help="Boxes and arrows as JSON; --schema tells its shape.")
-@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@json_options(Picture, "Boxes and arrows as JSON")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 @click.option(
     "--family", type=click.Choice([one.value for one in Family]), default=Family.IPV4.value, show_default=True
@@ -62,12 +47,14 @@ def command(
       kpx graph shop/front-end -f shop/ --node node-0 -o front-end.svg
       kpx graph --rules dump.save --html -o rules.html
     """
+    if html and as_json:
+        raise KpxError("--html and --json: choose one of them")
     held = source.held(Family(family))
     drawn = _chosen(picture(held.simulator.tables), services)
     if html:
         text = page(held.simulator, drawn, held.origin)
     elif as_json:
-        text = _json(drawn)
+        text = json_text(drawn, Picture) + "\n"
     else:
         text = {"svg": svg, "dot": dot, "mermaid": mermaid}[form](drawn.legible())
     if output is None:

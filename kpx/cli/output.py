@@ -1,16 +1,19 @@
-"""Printing for people: 80 columns unless the terminal has more, nothing that a terminal can't show."""
+"""Printing: for people, as wide as their terminal, 80 columns elsewhere; for programs, JSON of a shape that is told."""
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.text import Text
 
 from kpx.analysis.words import share as share
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -32,12 +35,35 @@ def put(console: Console, text: Text, indent: int = 0, hanging: int = 4) -> None
         console.print(Text(" " * (indent + (hanging if number else 0))) + line, soft_wrap=True)
 
 
-def print_json(model: BaseModel) -> None:
-    """A report as JSON."""
-    click.echo(json.dumps(model.model_dump(mode="json"), indent=2))
+def json_options(shape: Any, words: str = "Print JSON") -> Callable[[Command], Command]:
+    """The options `--json`, the argument `as_json` of the command, and `--schema`, which prints the schema of `shape`.
+
+    `shape` is any type that pydantic knows; a union if what is printed depends on what is asked.
+    """
+
+    def print_schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            click.echo(json.dumps(TypeAdapter(shape).json_schema(mode="serialization"), indent=2))
+            ctx.exit()
+
+    def decorate(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--schema",
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=print_schema,
+                help="Print the JSON schema of what --json prints, and end.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help=f"{words}; --schema tells its shape."),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def print_schema(model: type[BaseModel]) -> None:
-    """The JSON schema of a report."""
-    schema: Mapping[str, object] = model.model_json_schema(mode="serialization")
-    click.echo(json.dumps(schema, indent=2))
+def json_text(value: object, shape: Any, indent: int | None = 2) -> str:
+    """A value of a shape as JSON, without the end of the line."""
+    return json.dumps(TypeAdapter(shape).dump_python(value, mode="json"), indent=indent)

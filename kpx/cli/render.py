@@ -1,22 +1,41 @@
 """`kpx render`."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
+from pydantic import Field
 
 from kpx.cli.inputs import FAMILIES, object_options, read_inputs
+from kpx.cli.output import json_options, json_text
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.restore import payload
-from kpx.netfilter.ruleset import Ruleset
+from kpx.netfilter.ruleset import Rules, Ruleset, TableName
 from kpx.reconcile.phases import transactions
 from kpx.reconcile.plan import make_plan
+from kpx.shape import Part
+
+
+class RenderedTable(Part):
+    """The rules of one table, in order, as iptables-save prints them behind `-A CHAIN`."""
+
+    chains: Mapping[str, Rules] = Field(description="the proxy's own chains by their names")
+    jumps: Mapping[str, Rules] = Field(description="what the proxy adds to built-in chains, by their names")
+
+
+class Rendered(Part):
+    """The rules of one IP family."""
+
+    family: Family
+    node: str = Field(description="the name of the node that they are for")
+    tables: Mapping[TableName, RenderedTable]
 
 
 @click.command()
 @object_options
 @click.option("--format", "form", type=click.Choice(["restore", "json"]), default="restore", show_default=True)
+@json_options(Rendered, "The same as --format json")
 @click.option(
     "-o",
     "--output",
@@ -32,6 +51,7 @@ def command(
     keep_going: bool,
     form: str,
     output: Path | None,
+    as_json: bool,
 ) -> None:
     """Compile manifests and print the rules. Needs neither root nor iptables.
 
@@ -43,6 +63,7 @@ def command(
       kpx render -f shop/ --config config.yaml --node node-0 | iptables-restore --noflush
     """
     inputs = read_inputs(files, node, config_file, layout, keep_going)
+    form = "json" if as_json else form
     families = tuple(Family) if output else FAMILIES[family]
     compiled = inputs.compile(families)
     for one, ruleset in compiled.rulesets.items():
@@ -57,10 +78,8 @@ def command(
 def _text(ruleset: Ruleset, form: str, node_name: str) -> str:
     if form == "restore":
         return payload(transactions(make_plan(ruleset, {}).edits))
-    tables = {
-        name: {"chains": dict(table.chains), "jumps": dict(table.jumps)} for name, table in ruleset.tables.items()
-    }
-    return json.dumps({"family": ruleset.family, "node": node_name, "tables": tables}, indent=2) + "\n"
+    tables = {name: RenderedTable(chains=table.chains, jumps=table.jumps) for name, table in ruleset.tables.items()}
+    return json_text(Rendered(family=ruleset.family, node=node_name, tables=tables), Rendered) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,16 +1,16 @@
 """What `kpx diff` prints of two revisions of manifests."""
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import click
 import structlog
+from pydantic import Field
 
 from kpx.api import Node
 from kpx.cli.inputs import Inputs
+from kpx.cli.output import json_text
 from kpx.errors import Problem
 from kpx.family import Family
 from kpx.model.cluster import cluster_of, without_conflicts
@@ -21,7 +21,12 @@ log = structlog.get_logger()
 
 _WRAP = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
-Reviews = Mapping[Family, Sequence[Finding]]
+Reviews = Annotated[
+    Mapping[Family, Sequence[Finding]],
+    Field(
+        description="of two revisions of manifests: the changes by IP family, the node's first, then by service port"
+    ),
+]
 
 
 def command(old: Inputs, new: Inputs, families: Sequence[Family], form: str) -> NoReturn:
@@ -53,7 +58,7 @@ def _revision(inputs: Inputs, family: Family) -> tuple[Revision, tuple[Problem, 
 
 
 def _json(found: Reviews) -> str:
-    return json.dumps({family: [asdict(one) for one in some] for family, some in found.items()}, indent=2)
+    return json_text(found, Reviews)
 
 
 def _text(found: Reviews) -> str:

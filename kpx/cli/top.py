@@ -14,7 +14,7 @@ from rich.text import Text
 
 from kpx.analysis.traffic import SORTS, EndpointTraffic, Reading, ServiceTraffic, Traffic, traffic
 from kpx.cli.inputs import FAMILIES, backend_option, tools_for
-from kpx.cli.output import page, print_json, print_schema
+from kpx.cli.output import json_options, json_text, page
 from kpx.errors import KpxError
 from kpx.netfilter.counters import Counted, parse_counters, read_counters
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
@@ -23,12 +23,6 @@ from kpx.netfilter.tools import Tools, binary
 
 _LINES_AROUND = 5
 """Lines of the terminal that the table's rows can't have."""
-
-
-def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        print_schema(Traffic)
-        ctx.exit()
 
 
 @click.command()
@@ -45,8 +39,7 @@ def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between readings."
 )
 @click.option("--once", is_flag=True, help="Print one table, or one JSON document, and end.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line per reading without --once.")
-@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@json_options(Traffic, "Print JSON, a line per reading without --once")
 @click.option(
     "--rules",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -97,7 +90,7 @@ def _pairs(before: Reading, readings: Iterator[Reading]) -> Iterator[tuple[Readi
 
 def _print(found: Traffic, endpoints: bool, as_json: bool) -> None:
     if as_json:
-        print_json(found)
+        click.echo(json_text(found, Traffic))
         return
     with page() as out:
         out.print(_table(found, endpoints, len(found.services) * 1000))
@@ -106,7 +99,7 @@ def _print(found: Traffic, endpoints: bool, as_json: bool) -> None:
 def _follow(views: Iterator[Traffic], endpoints: bool, as_json: bool) -> None:
     if as_json:
         for found in views:
-            click.echo(found.model_dump_json())
+            click.echo(json_text(found, Traffic, indent=None))
         return
     console = Console(highlight=False, markup=False, emoji=False)
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:

@@ -14,7 +14,7 @@ from kpx.analysis.notation import parse_flow, parse_place
 from kpx.analysis.packet import Fate, Origin, Packet, endpoint, number
 from kpx.analysis.report import OutcomeReport, PathReport, StepReport, Trace, segments, trace, unknowns
 from kpx.analysis.simulate import TARGETS, Simulator
-from kpx.cli.output import page, print_json, print_schema, put, share
+from kpx.cli.output import json_options, json_text, page, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.compiler import names
 from kpx.errors import KpxError
@@ -31,12 +31,6 @@ class _Arrow(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, ["to" if arg == "->" else arg for arg in args])
-
-
-def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        print_schema(Trace)
-        ctx.exit()
 
 
 def _mark(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -69,8 +63,7 @@ def _mark(ctx: click.Context, param: click.Parameter, value: str) -> int:
     help="The client was there so many seconds ago: an endpoint ADDRESS:PORT, or a list of -m recent. May be repeated.",
 )
 @click.option("--all", "everything", is_flag=True, help="Print all branches, however many there are.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; --schema tells its shape.")
-@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@json_options(Trace)
 @rule_options
 def command(
     source: RuleSource,
@@ -110,7 +103,7 @@ def command(
     lists = _known(held.simulator, asked, known)
     found = trace(held.simulator, asked, lists, rules=held.origin, name_of=_names(source, held.simulator).get)
     if as_json:
-        print_json(found)
+        click.echo(json_text(found, Trace))
     else:
         with page() as out:
             _print(out, found, len(found.paths) if everything else SHOWN)

@@ -22,7 +22,7 @@ from kpx.analysis.verdict import (
     rules_report,
 )
 from kpx.cli.inputs import FAMILIES
-from kpx.cli.output import page, print_json, print_schema, put, share
+from kpx.cli.output import json_options, json_text, page, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
 from kpx.family import Family, host_port
@@ -34,24 +34,16 @@ _MANIFESTS = (".yaml", ".yml", ".json")
 _SHOWN = 8
 
 
-def _schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        print_schema(Equivalence if ctx.params.get("equivalent") else Verification)
-        ctx.exit()
-
-
 @click.command()
 @click.option(
     "--equivalent",
     nargs=2,
     metavar="A B",
-    is_eager=True,
     help="Prove that two rulesets do the same to every packet, or print one that tells them apart. Each is a file of "
     "iptables-save, or manifests: a directory or a file *.yaml, *.yml, *.json.",
 )
 @click.option("--family", type=click.Choice(list(FAMILIES)), help="IP family [default: a dump's own, else ipv4].")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; --schema tells its shape.")
-@click.option("--schema", is_flag=True, is_eager=True, expose_value=False, callback=_schema, help="Print the schema.")
+@json_options(Verification | Equivalence)
 @rule_options
 def command(source: RuleSource, equivalent: tuple[str, str] | None, family: str | None, as_json: bool) -> None:
     """Check the rules for Services: what is damaged, left over, out of order or in each other's way.
@@ -71,7 +63,7 @@ def command(source: RuleSource, equivalent: tuple[str, str] | None, family: str 
         raise SystemExit(_compare(source, equivalent, family, as_json))
     found = Verification(verified=tuple(_verified(source, one) for one in _families((source,), family)))
     if as_json:
-        print_json(found)
+        click.echo(json_text(found, Verification))
     else:
         with page() as out:
             for report in found.verified:
@@ -135,7 +127,7 @@ def _compare(source: RuleSource, names: tuple[str, str], asked: str | None, as_j
         raise KpxError("--equivalent compares one family at a time; choose --family ipv4 or ipv6")
     report = _compared(sides, names, families[0])
     if as_json:
-        print_json(report)
+        click.echo(json_text(report, Equivalence))
     else:
         with page() as out:
             _print_equivalence(out, report)

@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+from typing import Annotated
+
+from pydantic import Field
 
 from kpx.doctor.facts import Facts
 from kpx.family import Family
 from kpx.netfilter.tools import Backend
+from kpx.shape import SHAPE
 
 _FILLING, _FULL = 0.75, 0.95
 _OLDEST_SOUND_NFT = (1, 8, 3)
@@ -24,12 +28,14 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report; `advice` says what to do, empty if there is nothing."""
+    """One line of the report."""
+
+    __pydantic_config__ = SHAPE
 
     level: Level
-    check: str
+    check: Annotated[str, Field(description="what was looked at: a word for programs")]
     message: str
-    advice: str = ""
+    advice: Annotated[str, Field(description="what to do, empty if there is nothing to do")] = ""
 
 
 def examine(facts: Facts) -> tuple[Finding, ...]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from kpx.analysis.report import OutcomeReport, Part
+from kpx.analysis.report import OutcomeReport
+from kpx.shape import Part
 
 
 class Finding(Part):

@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from kpx.family import host_port
 from kpx.model.cluster import Cluster
@@ -12,6 +14,7 @@ from kpx.model.endpoint import Endpoint, Endpoints
 from kpx.model.node import NodeView
 from kpx.model.policy import Selection, select, weights
 from kpx.model.service import ServicePort, ServicePortName
+from kpx.shape import SHAPE
 
 Kind = Literal["new", "gone", "changed"]
 
@@ -21,23 +24,24 @@ _LISTED = 6
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One change: of what, from what to what, and as a sentence.
+    """One change: of what, from what to what, and as a sentence."""
 
-    `breaking` says that connections that were served are not served any more.
-    """
+    __pydantic_config__ = SHAPE
 
-    aspect: str
-    text: str
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    breaking: bool = False
+    aspect: Annotated[str, Field(description="what changed: endpoints, shares, node port, source ranges, …")]
+    text: Annotated[str, Field(description="the change as a sentence, which names some endpoints only")]
+    before: Annotated[tuple[str, ...], Field(description="all values that were; shares are fractions")] = ()
+    after: Annotated[tuple[str, ...], Field(description="all values that will be")] = ()
+    breaking: Annotated[bool, Field(description="whether what was served isn't served any more")] = False
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Everything that changed of one service port, or of the node; `subject` is its name."""
+    """Everything that changed of one service port, or of the node."""
 
-    subject: str
+    __pydantic_config__ = SHAPE
+
+    subject: Annotated[str, Field(description="namespace/name:port, or `node NAME`")]
     kind: Kind
     statements: tuple[Statement, ...]
 
@@ -128,7 +132,7 @@ def _appearance(side: _Side) -> Statement:
 def _crowd(side: _Side, policy: str) -> str:
     count = len(side.choices[policy])
     text = f"{count} endpoint{'' if count == 1 else 's'}" if count else "no endpoints"
-    share = f", {_share(side, policy)} each" if count > 1 else ""
+    share = f", {', '.join(_shares(side, policy))} each" if count > 1 else ""
     return text + share + (f" (policy {policy})" if len(side.choices) > 1 else "")
 
 
@@ -209,9 +213,9 @@ def _endpoints(old: _Side, new: _Side) -> Iterator[Statement]:
             sentences[happened].append(label)
     ordered = sorted(sentences.items(), key=lambda one: (not one[0].startswith("leaves"), one[0]))
     parts = [f"{_listed(labels)} {_number(verb, len(labels))}" for verb, labels in ordered]
-    parts += _shares(old, new)
     if parts:
         yield Statement("endpoints", "; ".join(parts), _texts(old.selection), _texts(new.selection))
+    yield from _share_changes(old, new)
 
 
 def _ports_of(endpoints: Endpoints) -> set[int]:
@@ -273,20 +277,21 @@ def _listed(labels: Sequence[str]) -> str:
     return f"endpoint{'' if len(labels) == 1 else 's'} {shown}{more}"
 
 
-def _shares(old: _Side, new: _Side) -> Iterator[str]:
+def _share_changes(old: _Side, new: _Side) -> Iterator[Statement]:
     """How the part of an endpoint in the traffic changed, for each policy."""
     policies = {policy: None for side in (old, new) for policy in side.choices}
     for policy in policies:
-        before, after = (_share(side, policy) for side in (old, new))
+        before, after = (_shares(side, policy) for side in (old, new))
         if before != after and policy in old.choices and policy in new.choices:
             where = f" under policy {policy}" if len(policies) > 1 else ""
-            yield f"shares {before} → {after}{where}"
+            words = " → ".join(", ".join(some) or "none" for some in (before, after))
+            yield Statement("shares", f"shares {words}{where}", before, after)
 
 
-def _share(side: _Side, policy: str) -> str:
+def _shares(side: _Side, policy: str) -> tuple[str, ...]:
     """The share of each endpoint under a policy; where they weigh differently, all shares there are."""
     chosen = weights(side.choices.get(policy, ()), side.port.balancing)
-    return ", ".join(str(Fraction(one, sum(chosen))) for one in sorted(set(chosen), reverse=True)) or "none"
+    return tuple(str(Fraction(one, sum(chosen))) for one in sorted(set(chosen), reverse=True))
 
 
 # ---- what becomes of its connections ----

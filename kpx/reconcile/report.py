@@ -3,12 +3,15 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from kpx.netfilter.rule import comment_of, target_of
 from kpx.netfilter.ruleset import TableName
 from kpx.reconcile.edit import Edit, Step
 from kpx.reconcile.owners import Owners
+from kpx.shape import SHAPE
 
 Kind = Literal["missing", "extra", "changed"]
 
@@ -18,17 +21,19 @@ FRAME = "(all Services)"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One rule that is not as desired. `live` is empty if it is missing, `desired` if it is extra.
+    """One rule that is not as desired.
 
     A chain that should be there and is empty, or is there and should not be, is told by an empty rule on both
     sides.
     """
 
+    __pydantic_config__ = SHAPE
+
     kind: Kind
     table: TableName
     chain: str
-    live: str = ""
-    desired: str = ""
+    live: Annotated[str, Field(description="the rule that is there, behind -A CHAIN; empty if it is missing")] = ""
+    desired: Annotated[str, Field(description="the rule that should be there; empty if it is extra")] = ""
 
     def lines(self) -> tuple[str, ...]:
         """For people to read: one line, or three if both rules have to be shown."""

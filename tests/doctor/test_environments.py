@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import os
 import shutil
 import socket
@@ -61,10 +62,15 @@ class Report:
     status: int
     text: str
 
+    @property
+    def unbroken(self) -> str:
+        """The text with messages and advice in one line each, however long."""
+        return re.sub(r"\n {18,}(?!-> )", " ", self.text)
+
     def lines(self, *levels: str) -> dict[Line, str]:
         """By level and check: the messages."""
         found: dict[Line, str] = {}
-        for line in self.text.splitlines():
+        for line in self.unbroken.splitlines():
             if not line.startswith(" "):
                 level, check, message = line.split(None, 2)
                 if level in levels:
@@ -131,7 +137,7 @@ def test_legacy_rules_of_a_proxy_beside_nft(host: Host) -> None:
     host.load(Backend.LEGACY, proxy_rules())
     report = host.diagnose()
     assert (report.status, set(report.complaints)) == (1, {("fail", "backend")})
-    assert "kpx cleanup --backend legacy" in report.text
+    assert "kpx cleanup --backend legacy" in report.unbroken
     # The advice helps.
     with host.namespace.entered():
         subprocess.run([sys.executable, "-m", "kpx", "cleanup", "--backend", "legacy"], check=True)
@@ -143,7 +149,7 @@ def test_other_programs_legacy_rules_beside_nft(host: Host) -> None:
     host.load(Backend.LEGACY, FOREIGN)
     report = host.diagnose()
     assert (report.status, set(report.complaints)) == (0, {("warn", "backend")})
-    assert "legacy holds 1 rules of other programs" in report.text
+    assert "legacy holds 1 rules of other programs" in report.unbroken
 
 
 def test_leftovers_of_userspace_mode(host: Host) -> None:
@@ -168,7 +174,7 @@ def test_leftovers_of_nftables_mode(host: Host) -> None:
     report = host.diagnose()
     assert (report.status, set(report.complaints)) == (1, {("fail", "leftovers")})
     for advice in ("nft delete table ip kube-proxy", "nft delete table ip6 kube-proxy"):
-        assert advice in report.text
+        assert advice in report.unbroken
         host.namespace.run(advice.split())
     assert host.diagnose().status == 0
 
@@ -218,7 +224,7 @@ def test_conntrack_is_full(host: Host) -> None:
         _fill(sender, most)
         report = host.diagnose()
     assert (report.status, set(report.complaints)) == (1, {("fail", "conntrack")})
-    assert "new connections are dropped" in report.text
+    assert "new connections are dropped" in report.unbroken
 
 
 def _fill(sender: socket.socket, flows: int) -> None:
@@ -246,7 +252,7 @@ def test_a_service_has_more_clients_than_affinity_remembers(host: Host) -> None:
                 one.sendto(b"", ("127.0.9.9", 9))
     report = host.diagnose()
     assert (report.status, set(report.complaints)) == (0, {("warn", "affinity")})
-    assert f"shop/cart:http ({chain}) remembers {limit} clients" in report.text
+    assert f"shop/cart:http ({chain}) remembers {limit} clients" in report.unbroken
 
 
 def test_forwarding_is_off(host: Host) -> None:
@@ -283,7 +289,7 @@ def test_without_the_right_to_make_a_namespace_nothing_is_tried(host: Host) -> N
     host.load(Backend.NFT, HINT)
     report = host.diagnose(prefix=["setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all"])
     assert (report.status, set(report.complaints)) == (0, {("warn", "rules")})
-    assert "kubectl debug" in report.text
+    assert "kubectl debug" in report.unbroken
 
 
 def test_no_iptables_at_all(host: Host) -> None:
