@@ -7,6 +7,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from helm_python import Chart
 
 from kpx.agent.metrics import Metrics
 from kpx.api import parse_config
@@ -137,6 +138,10 @@ def test_kpx_reads_the_configuration_without_a_warning(setup: str) -> None:
             assert parse_config(manifest["data"]["config.conf"].encode())[1] == ()
 
 
+def test_no_fields_are_as_good_as_null() -> None:
+    assert release({"config": None}).text == release().text
+
+
 def test_a_user_s_fields_win_and_large_numbers_stay_numbers() -> None:
     made = release({"config": {"oomScoreAdj": -900, "conntrack": {"min": 2_000_000}}})
     config, warnings = parse_config(made.one("ConfigMap")["data"]["config.conf"].encode())
@@ -181,12 +186,28 @@ def test_another_configuration_starts_new_pods() -> None:
         ({"updateStrategy": {"type": "Recreate"}}, "/updateStrategy/type"),
         ({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}, "/updateStrategy"),
         ({"podMonitor": {"interval": "soon"}}, "/podMonitor/interval"),
+        ({"connectionMetrics": {"per": "pods"}}, "/connectionMetrics/per"),
+        ({"connectionMetrics": {"every": 0}}, "/connectionMetrics/every"),
         ({"config": {"healthzBindAddress": "0.0.0.0:1"}}, "config.healthzBindAddress is 0.0.0.0:1"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(HelmError, match=re.escape(complaint)):
         release(values)
+
+
+def test_no_value_takes_what_it_is_not() -> None:
+    """A list of lists is nothing that any value may be."""
+    wrong = [[7]]
+    leaves = paths(yaml.safe_load(generate.VALUES.read_text()), json.loads(generate.SCHEMA.read_text()))
+    assert {"ports.healthz", "tolerations", "connectionMetrics.per", "updateStrategy.type"} <= leaves
+    with Chart.load(CHART) as chart:
+        for path in leaves:
+            values: Any = wrong
+            for key in reversed(path.split(".")):
+                values = {key: values}
+            with pytest.raises(HelmError, match=re.escape("/" + path.replace(".", "/"))):
+                chart.validate_schema(values)
 
 
 def test_who_names_no_api_server_is_told() -> None:
@@ -246,7 +267,7 @@ def test_every_value_is_documented_and_checked() -> None:
     schema = json.loads(generate.SCHEMA.read_text())
     values = yaml.safe_load(generate.VALUES.read_text())
     told = {path for path, _ in generate.documented()}
-    whole = {"updateStrategy", "resources"}  # told about as a whole, their parts being Kubernetes' own
+    whole = {"updateStrategy", "resources", "affinity"}  # told about as a whole, their parts being Kubernetes' own
     for path in paths(values, schema):
         assert path in told or path.partition(".")[0] in whole, f"{path} isn't documented in values.yaml"
     for path in told:

@@ -43,7 +43,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     "metricsBindAddress" (printf "%s:%v" $metrics .Values.ports.metrics)
     "oomScoreAdj" -997
 -}}
-{{- $config = mergeOverwrite $config (deepCopy .Values.config) -}}
+{{- $config = mergeOverwrite $config (deepCopy (.Values.config | default dict)) -}}
 {{- range $name, $port := dict "healthzBindAddress" .Values.ports.healthz "metricsBindAddress" .Values.ports.metrics -}}
 {{- if not (hasSuffix (printf ":%v" $port) (get $config $name)) -}}
 {{- fail (printf "config.%s is %s, but probes and monitors use port %v: set both, see ports" $name (get $config $name) $port) -}}
