@@ -9,12 +9,12 @@ import pytest
 import yaml
 from helm_python import Chart
 
-from kpx.agent.metrics import Metrics
 from kpx.api import parse_config
 from kpx.version import __version__
+from tests.agent.test_metrics import KPX, KUBE_PROXY
 from tests.apiserver import Rule
 from tests.chart import generate
-from tests.chart.helm import CHART, HelmError, Manifest, findings, release
+from tests.chart.helm import CHART, HelmError, Manifest, Release, findings, release
 
 SETUPS = generate.setups()
 VERSIONS = ("1.27", "1.31", "1.36")
@@ -237,15 +237,33 @@ def test_monitors_find_the_pods() -> None:
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
-    board = json.loads(release(EVERYTHING).one("ConfigMap", "kpx-dashboard")["data"]["kpx.json"])
-    asked = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
-    asked += " ".join(str(variable["query"]) for variable in board["templating"]["list"])
-    names = set(re.findall(r"\b(?:kpx|kubeproxy|process)_\w+", asked))
-    known = set(re.findall(r"^# TYPE (\S+)", Metrics().exposition().decode(), re.MULTILINE))
-    assert {name.removesuffix("_bucket") for name in names} <= known
-    assert len(names) > 15
+def test_labels_of_a_metric_are_not_those_of_its_pod() -> None:
+    """Else Prometheus calls the namespace of a Service that is counted `exported_namespace`."""
+    made = release(EVERYTHING)
+    endpoints = made.one("PodMonitor")["spec"]["podMetricsEndpoints"] + made.one("ServiceMonitor")["spec"]["endpoints"]
+    assert [one["honorLabels"] for one in endpoints] == [True, True]
+
+
+def test_the_dashboard_asks_for_labels_that_there_are() -> None:
+    """`test_pod.py` asks a running agent for the names."""
+    of_monitors = {"job", "node"}
+    metrics = {name: labels | of_monitors for name, (_, labels) in (KUBE_PROXY | KPX).items()}
+    queries = dashboard_queries(release(EVERYTHING))
+    assert len(queries) > 20
+    for query in queries:
+        for name, matchers in re.findall(r"\b(kpx_\w+|kubeproxy_\w+)\{(.*?)\}", query):
+            labels = metrics[name.removesuffix("_bucket")] | ({"le"} if name.endswith("_bucket") else set())
+            asked = set(re.findall(r"(\w+)[=!]", matchers))
+            asked |= set(re.findall(r"\w+", " ".join(re.findall(r"by \((.*?)\)", query))))
+            assert asked <= labels, query
+
+
+def dashboard_queries(made: Release) -> list[str]:
+    """What the dashboard asks Prometheus."""
+    board = json.loads(made.one("ConfigMap", "kpx-dashboard")["data"]["kpx.json"])
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return asked + [one["query"]["query"] for one in board["templating"]["list"] if isinstance(one["query"], dict)]
 
 
 # Documentation.

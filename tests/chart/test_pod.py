@@ -1,6 +1,7 @@
 """The pod that the chart makes, run from its specification against the test API server."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.agent.harness import save, wait_until_converged
 from tests.apiserver import ApiServer, Promises
 from tests.chart.helm import Release, release
 from tests.chart.pod import THIS_HOST, TOKEN_FOLDER, Image, PodAgent
+from tests.chart.test_chart import dashboard_queries
 from tests.kernel import BACKENDS, needs_kernel
 from tests.lab import Namespace
 from tests.manifests import endpoint_slice
@@ -193,14 +195,21 @@ def test_without_its_address_the_api_server_is_out_of_reach(
     assert "KUBE-" not in save(namespace, Backend.NFT, Family.IPV4)
 
 
-def test_kubeadm_s_own_configmap_has_all_it_needs(namespace: Namespace, server: ApiServer, tmp_path: Path) -> None:
+def test_kubeadm_s_own_configmap_has_all_it_needs_and_the_dashboard_finds_its_metrics(
+    namespace: Namespace, server: ApiServer, tmp_path: Path
+) -> None:
     made = release({"kubeProxyConfigMap": "kube-proxy", "backend": "nft"})
     kubeconfig = KUBEADM_KUBECONFIG.replace("SERVER", server.url)
     files = {"config.conf": KUBEADM_CONFIG, "kubeconfig.conf": kubeconfig}
     with PodAgent(namespace, tmp_path, server, made, files=files) as agent:
         wait_until_converged(agent, server)
         wait_until_probes_pass(agent, made)
+        exported = set(re.findall(r"^# TYPE (\S+)", agent.get("/metrics")[1], re.MULTILINE))
         assert agent.stop() < 8
+    queries = " ".join(dashboard_queries(release({"dashboard": {"enabled": True}})))
+    asked = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:kpx|kubeproxy|process)_\w+", queries)}
+    assert len(asked) > 15
+    assert asked <= exported
 
 
 def test_the_init_container_sets_what_the_agent_can_t(namespace: Namespace, server: ApiServer, tmp_path: Path) -> None:
