@@ -88,6 +88,10 @@ def rules_only(save: str) -> list[str]:
     ]
 
 
+KUBE_PROXY_1_20 = Path(__file__).parent / "analysis" / "kube-proxy-1.20"
+"""A cluster, and what a kube-proxy 1.20 left in the kernel for it, beside what kubelet does there."""
+
+
 def case_path(name: str) -> Path:
     """A file or folder beside the conformance cases."""
     return Path(__file__).parent / "conformance" / "cases" / name

@@ -17,9 +17,13 @@ TREE = "KPX-"
 
 PER_PORT = (
     *("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"),
+    "KUBE-XLB-",
     *("KPX-SVC-", "KPX-SVL-", "KPX-AFC-", "KPX-AFL-"),
 )
-"""How the names of chains begin that belong to one service port alone."""
+"""How the names of chains begin that belong to one service port alone.
+
+KUBE-XLB-* is what kube-proxy before 1.24 has in place of KUBE-EXT-* and KUBE-SVL-* where the policy is Local.
+"""
 
 _PREFIXES = (*PER_PORT, TREE)
 

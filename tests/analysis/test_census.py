@@ -34,7 +34,7 @@ from tests.analysis.probes import entries
 from tests.analysis.towns import HOST, HOST_PORT, PODS, PORTS, STRANGERS, Flow, Sender, Town
 from tests.chance import as_shared
 from tests.compiler.layouts import FEW, LOW, Input
-from tests.kernel import case_path, needs_kernel
+from tests.kernel import KUBE_PROXY_1_20, case_path, needs_kernel
 from tests.lab.client import Attempt
 from tests.lab.node import CLIENT_NETWORKS, NODE_ADDRESSES
 
@@ -47,7 +47,7 @@ REPEATED = 8
 SOURCE_PORTS = cycle(range(10_000, 30_000))
 BINS = 10
 AWAY = ("192.0.2.201:", "192.0.2.202:")
-OWN_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KPX-SV", "KPX-AF")
+OWN_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-XLB-", "KUBE-SEP-", "KPX-SV", "KPX-AF")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ CASE_PODS = {
 }
 TCP_PORTS = (80, 8080, 8443, 2905, 53, 9153)
 AWAY_PORTS = (5432, 9000)
-CASES = sorted(path.name for path in case_path("").iterdir() if path.is_dir())
+CASES = [*sorted(path for path in case_path("").iterdir() if path.is_dir()), KUBE_PROXY_1_20]
 
 
 @pytest.fixture(scope="module")
@@ -265,21 +265,23 @@ def flows_of(case: Path, family: Family, pick: random.Random) -> list[Flow]:
     return pick.sample(flows, min(len(flows), CONNECTIONS))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_conformance_cases(case_node: lab.Node, name: str) -> None:
-    """kube-proxy's dumps are loaded as they are; one backend and family each, all of them if many towns are tried."""
-    number = CASES.index(name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kube_proxys_dumps(case_node: lab.Node, case: Path) -> None:
+    """They are loaded as they are; one backend and family each, all of them if many towns are tried."""
+    number = CASES.index(case)
     every = [(family, backend) for family in Family for backend in get_args(lab.Backend)]
-    chosen = every if TOWNS >= 100 or name == "dual-stack" else [every[number % 2]]
+    chosen = every if TOWNS >= 100 or case.name == "dual-stack" else [every[number % 2]]
+    if case == KUBE_PROXY_1_20:
+        chosen = [(Family.IPV4, "nft"), (Family.IPV6, "legacy")]
     for family, backend in chosen:
-        text = (case_path(name) / f"{family}.save").read_text()
+        text = (case / f"{family}.save").read_text()
         put(case_node, text, family, backend)
         tables, policies = tables_of_save(parse_save(text))
         pick = random.Random(number)
         census = Census(case_node, Simulator(tables, family, Host(HOST), policies), pick)
-        census.take(flows_of(case_path(name), family, pick))
+        census.take(flows_of(case, family, pick))
         assert not census.unexplained, f"{family} {backend}: {census.unexplained}"
-        if name != "selectorless":  # whose two endpoints can't be told apart
+        if case.name != "selectorless":  # whose two endpoints can't be told apart
             assert read_counters(case_node, family, backend) == census.steps
         if len(census.ranks) >= 10 * BINS:
             assert spreads_evenly(census.ranks)

@@ -50,7 +50,13 @@ class Flow:
         """Its first packet."""
         come = {Origin.OUTSIDE: "eth0", Origin.POD: f"veth-{self.sender.name}"}.get(self.sender.origin)
         return Packet(
-            self.sender.address, self.address, self.protocol, self.port, None, self.sender.origin, in_interface=come
+            self.sender.address,
+            self.address,
+            self.protocol,
+            self.port,
+            origin=self.sender.origin,
+            in_interface=come,
+            bridged=False,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from tests.kernel import case_path
+from tests.kernel import KUBE_PROXY_1_20, case_path
 from tests.lab import Backend, Backends, Host, Node, Protocol, Traffic, connect, continuous
 from tests.lab.kpx import kpx, start_kpx
 
@@ -43,33 +43,46 @@ class WayIn:
 class Takeover:
     """What kube-proxy left behind, and who keeps connecting meanwhile."""
 
-    case: str
+    case: Path
     ways_in: tuple[WayIn, ...]
 
 
 TAKEOVERS = (
     Takeover(
-        "nodeport-cluster",
+        case_path("nodeport-cluster"),
         (WayIn("client", "10.200.0.2", 30080), WayIn("web-3", "10.96.1.10", 80), WayIn("node", "10.96.1.10", 80)),
     ),
     Takeover(
-        "loadbalancer-source-ranges",
+        case_path("loadbalancer-source-ranges"),
         (
             WayIn("client", "203.0.113.10", 443),
             WayIn("client", "10.200.0.2", 30443),
             WayIn("web-1", "10.96.1.10", 443),
         ),
     ),
-    Takeover("dual-stack", (WayIn("web-3", "10.96.1.10", 80), WayIn("client", "fd00:10:96::a", 80))),
+    Takeover(case_path("dual-stack"), (WayIn("web-3", "10.96.1.10", 80), WayIn("client", "fd00:10:96::a", 80))),
     Takeover(
-        "multi-port-dns",
+        case_path("multi-port-dns"),
         (
             WayIn("web-3", "10.96.0.10", 53, "udp"),
             WayIn("web-1", "10.96.0.10", 53),
             WayIn("client", "10.96.0.10", 9153),
         ),
     ),
-    Takeover("session-affinity", (WayIn("client", "10.96.1.20", 80), WayIn("web-1", "10.96.1.20", 80))),
+    Takeover(case_path("session-affinity"), (WayIn("client", "10.96.1.20", 80), WayIn("web-1", "10.96.1.20", 80))),
+    Takeover(
+        KUBE_PROXY_1_20,
+        (
+            WayIn("client", "10.200.0.2", 30080),
+            WayIn("client", "203.0.113.10", 443),
+            WayIn("client", "203.0.113.11", 80),
+            WayIn("client", "2001:db8:0:11::1", 80),
+            WayIn("client", "203.0.113.50", 80),
+            WayIn("node", "10.96.1.12", 80),
+            WayIn("web-1", "10.96.1.20", 80),
+            WayIn("web-3", "10.96.0.10", 53, "udp"),
+        ),
+    ),
 )
 
 
@@ -88,10 +101,10 @@ def node() -> Iterator[Node]:
             yield node
 
 
-@pytest.mark.parametrize("takeover", TAKEOVERS, ids=lambda takeover: takeover.case)
+@pytest.mark.parametrize("takeover", TAKEOVERS, ids=lambda takeover: takeover.case.name)
 def test_no_connection_fails(node: Node, backend: Backend, takeover: Takeover, tmp_path: Path) -> None:
     leave_behind(node, backend, takeover.case)
-    same = case_path(takeover.case) / "cluster.yaml"
+    same = takeover.case / "cluster.yaml"
     changed = write_changed(same, tmp_path / "changed.yaml")
     with traffic(node, takeover.ways_in) as flows:
         for manifests in (same, changed, same):
@@ -108,12 +121,12 @@ def test_no_connection_fails(node: Node, backend: Backend, takeover: Takeover, t
 
 
 def test_clients_stay_with_their_backends(node: Node, backend: Backend) -> None:
-    case = "session-affinity"
+    case = case_path("session-affinity")
     leave_behind(node, backend, case)
     ways_in = [WayIn(sender, "10.96.1.20", 80) for sender in ("client", "node", "web-1", "web-2")]
     with traffic(node, ways_in) as flows:
         keep_flowing(flows)
-        apply(node, backend, case, case_path(case) / "cluster.yaml")
+        apply(node, backend, case, case / "cluster.yaml")
         keep_flowing(flows)
     for way_in, flow in zip(ways_in, flows, strict=True):
         assert len(flow.result.backends) == 1, way_in
@@ -122,7 +135,7 @@ def test_clients_stay_with_their_backends(node: Node, backend: Backend) -> None:
 def test_no_connection_fails_when_apply_is_killed(node: Node, backend: Backend, tmp_path: Path) -> None:
     takeover = TAKEOVERS[0]
     leave_behind(node, backend, takeover.case)
-    same = case_path(takeover.case) / "cluster.yaml"
+    same = takeover.case / "cluster.yaml"
     changed = write_changed(same, tmp_path / "changed.yaml")
     with traffic(node, takeover.ways_in) as flows:
         began = time.monotonic()
@@ -165,22 +178,22 @@ def write_changed(manifests: Path, changed: Path) -> Path:
     return changed
 
 
-def leave_behind(node: Node, backend: Backend, case: str) -> None:
+def leave_behind(node: Node, backend: Backend, case: Path) -> None:
     """Load what kube-proxy wrote, so that it looks as if it had just been stopped."""
     for family in ("ipv4", "ipv6"):
-        node.load((case_path(case) / f"{family}.save").read_text(), family=family, backend=backend)
+        node.load((case / f"{family}.save").read_text(), family=family, backend=backend)
 
 
-def apply_arguments(backend: Backend, case: str, manifests: Path) -> tuple[str | Path, ...]:
-    config = case_path(case) / "config.yaml"
+def apply_arguments(backend: Backend, case: Path, manifests: Path) -> tuple[str | Path, ...]:
+    config = case / "config.yaml"
     return ("apply", "-f", manifests, "--config", config, "--family", "dual", "--backend", backend)
 
 
-def apply(node: Node, backend: Backend, case: str, manifests: Path) -> None:
+def apply(node: Node, backend: Backend, case: Path, manifests: Path) -> None:
     kpx(node, *apply_arguments(backend, case, manifests))
 
 
-def kill_apply(node: Node, backend: Backend, case: str, manifests: Path, after: float) -> None:
+def kill_apply(node: Node, backend: Backend, case: Path, manifests: Path, after: float) -> None:
     """Start it and kill it with all its children after so many seconds."""
     process = start_kpx(node, *apply_arguments(backend, case, manifests))
     try:

@@ -7,7 +7,6 @@ from kpx.netfilter.names import OWN, ours
 
 _OLD = {
     "KUBE-PORTALS-": "the userspace mode of old kube-proxies",
-    "KUBE-XLB-": "kube-proxy before 1.24",
     "KUBE-LOAD-BALANCER": "the IPVS mode of kube-proxy",
     "KUBE-NODE-PORT": "the IPVS mode of kube-proxy",
     "KUBE-IPVS-": "the IPVS mode of kube-proxy",

@@ -47,7 +47,10 @@ def empty_chains(tables: Tables) -> Iterator[Finding]:
     """Jumps into chains of a Service that hold no rule: packets come back untranslated."""
     chains = tables.jumps.get("nat", {})
     for jump in (jump for rules in chains.values() for jump in rules):
-        if jump.target.startswith(("KUBE-S", "KUBE-E", "KUBE-FW-", "KPX-")) and chains.get(jump.target) == ():
+        if (
+            jump.target.startswith(("KUBE-S", "KUBE-E", "KUBE-FW-", "KUBE-XLB-", "KPX-"))
+            and chains.get(jump.target) == ()
+        ):
             if jump.chain in BUILT_IN:
                 continue  # no Service yet
             yield jump.found(
