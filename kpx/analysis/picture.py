@@ -24,7 +24,10 @@ from kpx.shape import SHAPE
 Kind = Literal["hook", "dispatch", "way in", "chain", "endpoint", "refusal"]
 
 _MARKS = "KUBE-MARK-MASQ"
+_DROPS = "KUBE-MARK-DROP"
+"""Where kube-proxy before 1.26 sends what a rule of kubelet drops in the end."""
 _REFUSALS = ("DROP", "REJECT")
+_ANY = Rule()
 
 FEW = 12
 """Service ports up to which a picture shows how packets get to them from the chains that all share."""
@@ -145,12 +148,16 @@ class _Artist:
     def _shared(self, table: str, chain: str, rules: Iterable[str], kind: Kind) -> None:
         lines = []
         here = _id(table, chain)
+        marks: dict[str, list[Rule]] = defaultdict(list)
         for position, text in enumerate(rules, 1):
             rule = _parsed(text)
             target = rule.target or ""
             owner = rule_owner(text)
-            if owner and (target in self.owners[table] or target in _REFUSALS):
-                self._way_in(Box(f"{here} {position}", "way in", "", (), owner, table, chain, position), rule)
+            if owner and target == _MARKS:
+                marks[owner].append(rule)
+            elif owner and (target in self.owners[table] or target in _REFUSALS):
+                box = Box(f"{here} {position}", "way in", "", (), owner, table, chain, position)
+                self._way_in(box, rule, marks[owner])
             elif ours(target) and target in self.tables[table] and target != _MARKS:
                 self._arrow(here, _id(table, target), condition(rule))
             elif kind == "dispatch" and chain != _MARKS and not owner:
@@ -159,13 +166,15 @@ class _Artist:
             here, kind, printable(chain), (table, *lines) if kind == "hook" else tuple(lines), "", table, chain
         )
 
-    def _way_in(self, box: Box, rule: Rule) -> None:
+    def _way_in(self, box: Box, rule: Rule, marks: Iterable[Rule]) -> None:
         group, target = printable(box.group), rule.target or ""
         about = (rule.comment or "").removeprefix(box.group).strip()
-        place = condition(rule).removeprefix("to ").replace(", to the node", "")
-        title = place.replace("port ", "node port ", 1) if place.startswith("port ") else place or "any packet"
+        title = condition(rule).removeprefix("to ") or "any packet"
+        if title.startswith("port "):
+            title = f"node {title.replace(', to the node', '')}"
         where = box.chain if box.table == "nat" else f"{box.table} {box.chain}"
-        lines = tuple(printable(one) for one in (about, where) if one)
+        masqueraded = (_masqueraded(mark, rule) for mark in marks if _destination(mark) == _destination(rule))
+        lines = tuple(printable(one) for one in (about, where, *masqueraded) if one)
         self.boxes[box.id] = Box(box.id, "way in", printable(title), lines, group, box.table, box.chain, box.position)
         self._arrow(_id(box.table, box.chain), box.id, "")
         if target in _REFUSALS:
@@ -190,8 +199,8 @@ class _Artist:
             elif target == _MARKS and chain.startswith("KUBE-SEP-"):
                 pass  # hairpin: a pod that reaches itself
             elif target == _MARKS:
-                lines.append(f"masqueraded{f' if {condition(rule)}' if condition(rule) else ''}")
-            elif target in _REFUSALS:
+                lines.append(_masqueraded(rule))
+            elif target in (*_REFUSALS, _DROPS):
                 self._refuse(here, table, rule, group, label)
             elif target in self.tables[table]:
                 self._arrow(here, _id(table, target), label, seldom=part is None and bool(label))
@@ -217,11 +226,25 @@ class _Artist:
 def _part(rule: Rule, left: Fraction) -> tuple[Fraction | None, Fraction]:
     """The share of a chain's packets that a rule takes, if it asks for nothing but chance, and what is left then."""
     by_chance = chance(rule)
-    if not is_open(rule) or rule.target is None:
+    if not is_open(rule) or rule.target is None or not left:
         return None, left
     if by_chance is None:
         return (left if left < 1 else None), Fraction(0)
     return left * by_chance, left * (1 - by_chance)
+
+
+def _masqueraded(mark: Rule, met: Rule = _ANY) -> str:
+    """Which packets a rule marks for masquerading, of those that meet a rule `met`."""
+    head = tuple(one for one in mark.head if one not in met.head)
+    matches = tuple(one for one in mark.matches if one not in met.matches)
+    which = condition(Rule(head, matches))
+    return f"masqueraded if {which}" if which else "masqueraded"
+
+
+def _destination(rule: Rule) -> tuple[object, ...]:
+    """What a rule asks of the destination."""
+    ports = (one for match in rule.matches for one in match.options if one.name == "--dport")
+    return (*(one for one in rule.head if one.name in ("-d", "-p")), *ports)
 
 
 def _joined(labels: Iterable[str]) -> str:

@@ -103,6 +103,8 @@ def _match(match: Match) -> str:
             return f"{'not ' if one.negated else ''}to the node"
         case "bpf", {"--bytecode": _}:
             return "by a program (bpf)"
+        case "physdev", {"--physdev-is-in": one}:
+            return f"{'not ' if one.negated else ''}in through a bridge"
         case "conntrack", {"--ctstate": one}:
             return f"{'not ' if one.negated else ''}{_first(one)}"
         case "mark", {"--mark": one}:

@@ -16,7 +16,9 @@ from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import comment_of, target_of
 from kpx.netfilter.ruleset import Rules
 
-_ENTRY = re.compile(r"(?:-d (?P<address>\S+)/(?:32|128) )?-p (?P<protocol>\S+) .*--dport (?P<port>\d+) ")
+_ENTRY = re.compile(
+    r"(?:(?:! )?-s \S+ )?(?:-d (?P<address>\S+)/(?:32|128) )?-p (?P<protocol>\S+) .*--dport (?P<port>\d+) "
+)
 _DNAT = re.compile(r"-p (\S+) .*-j DNAT --to-destination (\S+)")
 _PODS = re.compile(r"! (-s \S+) -d ")
 _SECONDS = re.compile(r"--rcheck --seconds (\d+)")
@@ -28,12 +30,16 @@ _KINDS = {"cluster IP": "cluster IP", "external IP": "external IP", "loadbalance
 
 @dataclass
 class _Found:
-    """What rules tell of one service port. `chains` maps its chains to their rules."""
+    """What rules tell of one service port. `chains` maps its chains to their rules.
+
+    `marks` are the rules that mark its packets before they get there, as kube-proxy before 1.24 has them.
+    """
 
     name: str
     protocol: str
     ways: dict[tuple[str, int], str] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
     chains: dict[str, Rules] = field(default_factory=dict)
 
     @property
@@ -80,14 +86,25 @@ def _services(simulator: Simulator) -> Mapping[tuple[str, str], _Found]:
     nat = simulator.tables.get("nat", {})
     for key, one in found.items():
         one.chains = _below(heads[key], nat)
+        one.refusals += [f"DROP: {comment}" for comment in _dropped(one.chains)]
     return found
+
+
+def _dropped(chains: Mapping[str, Rules]) -> Iterator[str]:
+    """Why rules in chains of a Service send packets to where kubelet has them dropped: kube-proxy before 1.26."""
+    for rule in (rule for rules in chains.values() for rule in rules if rule.endswith("-j KUBE-MARK-DROP")):
+        if "no local endpoints" in (comment := comment_of(rule) or ""):
+            yield comment
 
 
 def _take(one: _Found, chain: str, address: str, port: int, rule: str) -> None:
     comment = comment_of(rule) or ""
     target = target_of(rule)
     if target in ("REJECT", "DROP"):
-        one.refusals.append(f"{target} for {address or 'node port'} port {port}: {comment}")
+        one.refusals.append(f"{target} for {f'{address} port' if address else 'node port'} {port}: {comment}")
+    if target == "KUBE-MARK-MASQ":
+        one.marks.append(rule)
+        return
     if "health check" in comment or comment.endswith("KUBE-FW-") or target == "ACCEPT":
         return
     kind = next((kind for words, kind in _KINDS.items() if comment.endswith(words)), "")
@@ -166,7 +183,7 @@ def _names(some: Iterable[_Found]) -> str:
 def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
     rules = [rule for chain in one.chains.values() for rule in chain]
     ranges = [m[1] for name, some in one.chains.items() if "-FW-" in name for rule in some if (m := _RANGE.match(rule))]
-    pods = next((match[1] for rule in rules if (match := _PODS.match(rule))), "")
+    pods = next((match[1] for rule in (*rules, *one.marks) if (match := _PODS.match(rule))), "")
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
     who = _senders(simulator, one, pods, ranges)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]

@@ -28,7 +28,7 @@ from kpx.reconcile.plan import make_plan
 from tests.cli.inprocess import Done, run
 from tests.compiler.clusters import clusters
 from tests.explain.broken import BROKEN, CONFIG, NODE_PORT, PODS, Broken, endpoint, slices, web
-from tests.kernel import Namespace, case_path, needs_kernel
+from tests.kernel import KUBE_PROXY_1_20, Namespace, case_path, needs_kernel
 from tests.manifests import Manifest, endpoint_slice, node, service, write
 
 WEB = ServicePortName("shop", "web", "http", "tcp")
@@ -272,8 +272,8 @@ def test_an_ipv6_service(tmp_path: Path) -> None:
 # -- rules alone ---------------------------------------------------------------------------------------
 
 
-def told(name: str, asked: str, *options: str) -> Explanation:
-    save = str(case_path(name) / "ipv4.save")
+def told(name: str | Path, asked: str, *options: str) -> Explanation:
+    save = str(case_path("") / name / "ipv4.save")
     done = run("explain", asked, "--rules", save, "--node-address", "10.200.0.2", "--json", *options)
     assert done.status == 0, done.complaint
     return Explanation.model_validate_json(done.stdout)
@@ -290,6 +290,19 @@ def test_what_a_dump_alone_tells() -> None:
     assert destinations(ways["load balancer IP"])["elsewhere outside"] == {""}
     assert len(destinations(ways["load balancer IP"])["outside in 192.0.2.0/24"]) == 3
     assert len(destinations(ways["cluster IP"])["pods"]) == 3
+
+
+def test_what_a_dump_of_an_old_kube_proxy_tells() -> None:
+    found = told(KUBE_PROXY_1_20, "shop/local")
+    ways = {way.kind: destinations(way) for way in found.ports[0].ways}
+    local, every = {"10.244.0.12:8080"}, {"10.244.0.12:8080", "10.244.1.10:8080", "10.244.2.11:8080"}
+    assert ways == {
+        "cluster IP": {"pods": every, "the node itself": every, "outside": every},
+        "node port": {"pods": every, "the node itself": every, "outside": local},
+        "load balancer IP": {"pods": every, "the node itself": every, "outside": local},
+    }
+    assert {chain[:9] for chain in found.ports[0].chains} == {"KUBE-FW-F", "KUBE-SVC-", "KUBE-XLB-"}
+    assert {one.code for one in told(KUBE_PROXY_1_20, "shop/far").every_finding} == {"no-local-endpoint"}
 
 
 @pytest.mark.parametrize(

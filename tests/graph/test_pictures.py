@@ -16,7 +16,7 @@ import kpx
 from kpx.analysis.dot import dot, svg
 from kpx.analysis.mermaid import mermaid
 from kpx.analysis.picture import Picture, picture
-from kpx.analysis.simulate import tables_of
+from kpx.analysis.simulate import tables_of, tables_of_save
 from kpx.compiler import names
 from kpx.family import Family
 from kpx.model.balance import AffinityScope, Balance
@@ -24,11 +24,12 @@ from kpx.model.cluster import cluster_of
 from kpx.model.node import node_view
 from kpx.model.policy import select, weights
 from kpx.netfilter.owners import is_own_chain
+from kpx.netfilter.save import parse_save
 from kpx.sources.manifests import load
 from tests.compiler.clusters import Manifest, clusters
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, town
-from tests.kernel import BACKENDS, Namespace, case_path, needs_kernel
+from tests.kernel import BACKENDS, KUBE_PROXY_1_20, Namespace, case_path, needs_kernel
 from tests.lab.kpx import ROOT, dry_kpx
 from tests.manifests import endpoint_slice, node, service, write
 
@@ -149,6 +150,26 @@ def test_kube_proxys_rules_are_drawn(case: str) -> None:
     }
     for words in expected[case]:
         assert words in text
+
+
+def test_rules_of_an_old_kube_proxy_are_drawn() -> None:
+    """Where it marks packets before they get to a Service's chains, and has them dropped by a mark."""
+    tables, _ = tables_of_save(parse_save((KUBE_PROXY_1_20 / "ipv4.save").read_text()))
+    drawn = picture(tables)
+    ways = {box.title: box.lines for box in drawn.of(["shop/local:http"]).boxes.values() if box.kind == "way in"}
+    assert ways["10.96.1.12:80/tcp"][-1] == "masqueraded if not from 10.244.0.0/16"
+    assert ways["node port 30081/tcp"][-1] == "masqueraded if from 127.0.0.0/8"
+    ways = {box.title: box.lines for box in drawn.of(["shop/outside:http"]).boxes.values() if box.kind == "way in"}
+    to_it = "203.0.113.50:80/tcp"
+    assert {f"{to_it}, to the node", f"{to_it}, not in through a bridge, not from the node"} < set(ways)
+    assert ways[f"{to_it}, to the node"][-1] == "masqueraded"
+    (refusal,) = [box for box in drawn.of(["shop/far:http"]).boxes.values() if box.kind == "refusal"]
+    (arrow,) = [arrow for arrow in drawn.arrows if arrow.target == refusal.id]
+    assert drawn.boxes[arrow.source].chain == "KUBE-XLB-3R55B5W2BQDIGALS"
+    assert "KUBE-FW-" in {
+        drawn.boxes[one.source].chain[:8] for one in drawn.arrows if one.target.startswith("KUBE-MARK-DROP shop/local")
+    }
+    assert not any("e+" in arrow.label for arrow in drawn.arrows)
 
 
 @pytest.mark.kernel
