@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,10 +20,10 @@ from tests.analysis.test_equality import sticky
 from tests.compiler.clusters import Manifest, clusters, configs
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, rivals, town
-from tests.kernel import FAMILIES, case_path
+from tests.kernel import FAMILIES, KUBE_PROXY_1_20, case_path
 from tests.netfilter.sketch import sketch
 
-CASES = sorted(path.name for path in case_path("").iterdir() if path.is_dir())
+CASES = [*sorted(path for path in case_path("").iterdir() if path.is_dir()), KUBE_PROXY_1_20]
 SHOP = case_path("loadbalancer-source-ranges") / "ipv4.save"
 SVC, EXT, FW = (f"KUBE-{kind}-UB7LXFC7TRMUABOP" for kind in ("SVC", "EXT", "FW"))
 SEP = "KUBE-SEP-B3ISZG2RMVO5OEIX"
@@ -36,10 +37,10 @@ def names(found: Iterable[Finding]) -> set[str]:
     return {one.check for one in found}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kube_proxys_rules_are_sound(name: str, family: Family) -> None:
-    assert findings(tables_of_text((case_path(name) / f"{family}.save").read_text(), family)) == []
+def test_kube_proxys_rules_are_sound(case: Path, family: Family) -> None:
+    assert findings(tables_of_text((case / f"{family}.save").read_text(), family)) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,9 +66,9 @@ def test_rules_of_any_cluster_are_sound(objects: list[Manifest], config: Manifes
         assert findings(Tables(tables_of(ruleset), family)) == []
 
 
-def damaged(*changes: tuple[str, str]) -> str:
+def damaged(*changes: tuple[str, str], dump: Path = SHOP) -> str:
     """kube-proxy's dump with regular expressions replaced, each of which must be found."""
-    text = SHOP.read_text()
+    text = dump.read_text()
     for pattern, replacement in changes:
         text, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
         assert count, pattern
@@ -88,7 +89,7 @@ DAMAGES = {
     "missing-hairpin": [(f"^-A {SEP} -s .*\n", "")],
     "leftover": [("^(:KUBE-SERVICES - .*\n)(?=:KUBE-SVC)", r"\1:KUBE-SVC-AAAAAAAAAAAAAAAA - [0:0]\n")],
     "unreachable-chain": [("^COMMIT\n\\*nat\n", ":MINE - [0:0]\n-A MINE -j DROP\nCOMMIT\n*nat\n")],
-    "older-mode": [("^COMMIT\n\\*nat\n", "COMMIT\n*nat\n:KUBE-XLB-AAAAAAAAAAAAAAAA - [0:0]\n")],
+    "older-mode": [("^COMMIT\n\\*nat\n", "COMMIT\n*nat\n:KUBE-PORTALS-HOST - [0:0]\n")],
 }
 """By check, what to change. `missing-masquerade` has several ways to go wrong, and its own test."""
 
@@ -129,6 +130,25 @@ def test_missing_masquerade(change: tuple[str, str]) -> None:
 )  # fmt: skip
 def test_other_damage(change: tuple[str, str], check: str) -> None:
     assert check in names(findings(tables_of_text(damaged(change))))
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (("^-A KUBE-MARK-DROP .*\n", ""), "missing-drop"),
+        (("^-A KUBE-MARK-DROP .*$", "-A KUBE-MARK-DROP -j MARK --set-xmark 0x4/0x4"), "missing-drop"),
+        (("^-A KUBE-FIREWALL .*0x8000 -j DROP\n", ""), "missing-drop"),
+        (("^-A KUBE-NODEPORTS .*30080 -j KUBE-MARK-MASQ\n", ""), "missing-masquerade"),
+        (("^-A KUBE-FW-IW5YBHPD4ISNF6DV .*MARK-MASQ\n", ""), "missing-masquerade"),
+        (("^(-A KUBE-XLB-.*) -j (KUBE-SEP-.*)$", r"\1 -m statistic --mode random --probability 0.5 -j \2"),
+         "unequal-shares"),
+        (("^-A KUBE-NODEPORTS .*KUBE-XLB-3R55B5W2BQDIGALS\n", ""), "leftover"),
+        (("^-A KUBE-XLB-3R55B5W2BQDIGALS .*\n" * 4, ""), "empty-chain"),
+    ],
+)  # fmt: skip
+def test_damage_to_rules_of_an_old_kube_proxy(change: tuple[str, str], check: str) -> None:
+    found = findings(tables_of_text(damaged(change, dump=KUBE_PROXY_1_20 / "ipv4.save")))
+    assert names(found) == {check}
 
 
 def test_a_finding_says_where() -> None:

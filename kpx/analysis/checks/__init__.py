@@ -5,7 +5,7 @@ Each check is a function from tables to findings. None of them says anything of 
 
 from collections.abc import Callable, Iterable, Iterator
 
-from kpx.analysis.checks import foreign, leftovers, masquerade, order, services, structure
+from kpx.analysis.checks import dropping, foreign, leftovers, masquerade, order, services, structure
 from kpx.analysis.checks.finding import Finding, Severity, Tables
 
 __all__ = ["CHECKS", "Finding", "Severity", "Tables", "findings"]
@@ -23,6 +23,7 @@ CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
     masquerade.masquerade,
     masquerade.hairpins,
     masquerade.external_masquerade,
+    dropping.dropping,
     foreign.caught_before,
     leftovers.unreachable_chains,
     leftovers.older_modes,

@@ -14,7 +14,7 @@ def masquerade(tables: Tables) -> Iterator[Finding]:
     """KUBE-MARK-MASQ that marks nothing, or a mark that KUBE-POSTROUTING doesn't masquerade."""
     if all(jump.target != _MARKER for rules in tables.jumps.get("nat", {}).values() for jump in rules):
         return
-    marks = [mark for jump in tables.of("nat", _MARKER) for mark in _set_bits(tables, jump)]
+    marks = [mark for jump in tables.of("nat", _MARKER) for mark in marks_set(tables, jump)]
     if not marks:
         yield _wrong(_MARKER, "sets no mark, so that nothing that Services need masqueraded is")
         return
@@ -31,7 +31,7 @@ def _wrong(chain: str, what: str) -> Finding:
     return Finding("missing-masquerade", Severity.ERROR, "nat", chain, why, _AGAIN)
 
 
-def _set_bits(tables: Tables, jump: Jump) -> Iterator[int]:
+def marks_set(tables: Tables, jump: Jump) -> Iterator[int]:
     """The mark that a MARK rule sets."""
     for option in tables.parsed(jump.rule).target_options if jump.target == "MARK" else ():
         with suppress(ValueError, IndexError):
@@ -42,12 +42,12 @@ def _executes(tables: Tables, mark: int) -> bool:
     """Whether a packet with a mark meets MASQUERADE before it returns."""
     for jump in tables.of("nat", _EXECUTOR):
         rule = tables.parsed(jump.rule)
-        if jump.target in ("RETURN", "ACCEPT", "MASQUERADE") and _matches(rule, mark):
+        if jump.target in ("RETURN", "ACCEPT", "MASQUERADE") and asks_for(rule, mark):
             return jump.target == "MASQUERADE"
     return False
 
 
-def _matches(rule: Rule, mark: int) -> bool:
+def asks_for(rule: Rule, mark: int) -> bool:
     """Whether a rule that asks for the mark alone matches; what else it asks for, some packets have."""
     for match in rule.matches:
         for option in match.options if match.module == "mark" else ():
@@ -98,18 +98,33 @@ def _source(tables: Tables, jump: Jump) -> str | None:
 
 
 def external_masquerade(tables: Tables) -> Iterator[Finding]:
-    """KUBE-EXT chains that send everybody to the endpoints on all nodes without marking them first."""
-    for chain, rules in tables.named("nat", "KUBE-EXT-"):
-        marked = False
+    """Ways from outside to the endpoints on all nodes whose packets are not marked first.
+
+    They lead through KUBE-EXT-*; before 1.24, from KUBE-FW-* and KUBE-NODEPORTS straight to KUBE-SVC-*.
+    """
+    for chain, rules in tables.named("nat", "KUBE-EXT-", "KUBE-FW-", "KUBE-NODEPORTS"):
+        marked: set[Rule] = set()
         for jump in rules:
-            everybody = _source(tables, jump) == ""
-            marked = marked or (jump.target == _MARKER and everybody)
-            if jump.target.startswith("KUBE-SVC-") and everybody and not marked:
+            asked = _asked(tables, jump)
+            if jump.target == _MARKER:
+                marked.add(asked)
+            # KUBE-EXT-* leads this node's pods to all endpoints under policy Local, too, and needs no mark for them.
+            outside = not chain.startswith("KUBE-EXT-") or asked == _ANY
+            if jump.target.startswith("KUBE-SVC-") and outside and not marked & {asked, _ANY}:
                 yield jump.found(
                     "missing-masquerade",
                     Severity.ERROR,
                     "sends clients from outside to endpoints on any node without masquerading them first, so that "
                     "answers bypass this node",
                     _AGAIN,
-                    tables.owner(chain),
+                    tables.owner(jump.target),
                 )
+
+
+_ANY = Rule()
+
+
+def _asked(tables: Tables, jump: Jump) -> Rule:
+    """What a rule asks of packets."""
+    rule = tables.parsed(jump.rule)
+    return Rule(rule.head, tuple(match for match in rule.matches if match.module != "comment"))

@@ -10,7 +10,7 @@ from kpx.netfilter.rule import Rule
 _STEP = 2.0**-31
 """xt_statistic keeps probabilities in steps of this size."""
 
-_CHOICES = ("KUBE-SVC-", "KUBE-SVL-")
+_CHOICES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-XLB-")
 _GROUPS = ("KPX-SVC-", "KPX-SVL-")
 
 
@@ -58,6 +58,8 @@ def _shares(tables: Tables, chain: str, weight: float, depth: int) -> dict[str, 
     shares: dict[str, float] = defaultdict(float)
     for jump in tables.of("nat", chain):
         if not jump.target.startswith(("KUBE-SEP-", *_GROUPS)):
+            if jump.target.startswith("KUBE-SVC-") and _chance(tables.parsed(jump.rule)) is None:
+                continue  # from KUBE-XLB-*: pods and the node itself get the endpoints of all nodes
             if jump.target and jump.target != "KUBE-MARK-MASQ" and not jump.target.startswith("KPX-AF"):
                 return {}
             continue

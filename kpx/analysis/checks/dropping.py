@@ -1,0 +1,32 @@
+"""Is what Services refuse dropped? Before 1.26 kube-proxy only marked it, and kubelet had what is marked dropped."""
+
+from collections.abc import Iterator
+
+from kpx.analysis.checks.finding import Finding, Severity, Tables
+from kpx.analysis.checks.masquerade import asks_for, marks_set
+
+_MARKER, _EXECUTOR = "KUBE-MARK-DROP", "KUBE-FIREWALL"
+
+
+def dropping(tables: Tables) -> Iterator[Finding]:
+    """KUBE-MARK-DROP that marks nothing, or a mark that KUBE-FIREWALL doesn't drop, where rules send packets there."""
+    if all(jump.target != _MARKER for rules in tables.jumps.get("nat", {}).values() for jump in rules):
+        return
+    marks = [mark for jump in tables.of("nat", _MARKER) for mark in marks_set(tables, jump)]
+    if not marks:
+        yield _wrong("nat", _MARKER, "sets no mark")
+    for mark in marks:
+        drops = [tables.parsed(jump.rule) for jump in tables.of("filter", _EXECUTOR) if jump.target == "DROP"]
+        if not any(any(match.module == "mark" for match in rule.matches) and asks_for(rule, mark) for rule in drops):
+            yield _wrong("filter", _EXECUTOR, f"does not drop packets with the mark {mark:#x}, which {_MARKER} sets")
+
+
+def _wrong(table: str, chain: str, what: str) -> Finding:
+    return Finding(
+        "missing-drop",
+        Severity.ERROR,
+        table,
+        chain,
+        f"{what}; what Services refuse, such as clients outside of a load balancer's source ranges, is not dropped",
+        "Only kubelet before 1.28 keeps these rules; a newer kubelet needs a newer proxy (`kpx apply`).",
+    )
