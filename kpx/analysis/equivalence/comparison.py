@@ -200,7 +200,10 @@ class _Walk:
         return same
 
     def _within(self, var: int, parts: tuple[Diagram, ...]) -> Iterator[tuple[Diagram, ...]]:
-        """The parts on each interval of a variable that has values in the box, which holds just these meanwhile."""
+        """The parts on each interval of a variable that has values in the box, which holds just these meanwhile.
+
+        TCP comes before all other protocols: examples are chosen from the divergences that are found first.
+        """
         outer = self._box.get(var)
         low, high = outer or (0, self.compared.fields.size(var) - 1)
         rows = list(zipped(var, parts))
@@ -208,6 +211,8 @@ class _Walk:
         within = [(max(start, low), min(end, high), row) for (start, row), end in zip(rows, ends, strict=True)]
         if fields.is_hash(var):  # of narrow intervals no source may be found
             within.sort(key=lambda one: one[0] - one[1])
+        elif var == fields.PROTOCOL:
+            within.sort(key=lambda one: not one[0] <= fields.TCP <= one[1])
         for start, end, row in within:
             if start <= end:
                 self._box[var] = (start, end)

@@ -10,6 +10,7 @@ from kpx.analysis.equivalence.comparison import Compared, Divergence, End
 from kpx.analysis.equivalence.diagram import UNIT, Diagram
 from kpx.analysis.equivalence.exits import MASQUERADE
 from kpx.analysis.equivalence.fields import FOREVER, Fields
+from kpx.analysis.notation import WITH_PORTS
 from kpx.analysis.packet import Fate, Origin, Outcome, Packet, endpoint, number, text
 from kpx.family import Family
 
@@ -89,6 +90,7 @@ def _oddity(one: Example) -> tuple[bool, int, str, int, int, int]:
         + bool(one.assumed)
         + len(one.addresses)
         + (packet.origin is Origin.NODE)
+        + (packet.protocol not in WITH_PORTS)
         + (source == destination)
     )
     return not one.is_certain, strange, packet.protocol, destination, packet.destination_port, source

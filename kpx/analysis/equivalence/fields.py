@@ -36,6 +36,7 @@ NOWHERE = 0
 """The interface of a packet that has none on that side."""
 
 ICMP = PROTOCOLS["icmp"]
+TCP = PROTOCOLS["tcp"]
 
 
 def is_hash(var: int) -> bool:
