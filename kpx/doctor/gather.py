@@ -39,7 +39,7 @@ _OLD_CHAINS = {
     "KUBE-NODEPORT-NON-LOCAL",
     "KUBE-NODE-PORT",
     "KUBE-LOAD-BALANCER",
-    "KUBE-SOURCE-RANGE-FIREWALL",
+    "KUBE-SOURCE-RANGES-FIREWALL",
 }
 """Chains of kube-proxy's userspace and IPVS modes, but for names that iptables mode uses, too."""
 _KUBELET_S = {"KUBE-FIREWALL", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"}
