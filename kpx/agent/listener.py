@@ -50,44 +50,25 @@ _NOT_ALLOWED = Reply(b"405 method not allowed\n", 405, headers={"Allow": "GET, H
 _BROKEN = Reply(b"500 internal server error\n", 500)
 
 
-@dataclass(frozen=True, slots=True)
-class PortTrouble:
-    """A port that can't be had.
-
-    `reason` is the one of kube-proxy's Kubernetes event for it, on the Node or on `service`; `address` is
-    `host:port`, `error` the kernel's word.
-    """
-
-    reason: str
-    address: str
-    error: str
-    service: ServiceKey | None = None
-
-
-Report = Callable[[PortTrouble], None]
-
-
 class Listener:
     """Serves an answer on one address, `host:port`, from `open` to `close` or as a context manager.
 
-    An address that can't be had is reported once and tried again in the background, unless `hard_fail`: then it
-    raises KpxError. A wildcard address (`0.0.0.0` or `[::]`) stands for both families, as for kube-proxy, or for
-    `family` alone.
+    An address that can't be had is logged once, with the Service that it is for, and tried again in the background,
+    unless `hard_fail`: then it raises KpxError. A wildcard address (`0.0.0.0` or `[::]`) stands for both families, as
+    for kube-proxy, or for `family` alone.
     """
 
     def __init__(
         self,
         address: str,
         answer: Answer,
-        trouble: Callable[[str, str], PortTrouble],
-        report: Report | None = None,
         *,
         hard_fail: bool = False,
         family: Family | None = None,
+        service: ServiceKey | None = None,
     ) -> None:
         self.address, self.hard_fail = address, hard_fail
-        self._answer, self._trouble, self._report = answer, trouble, report
-        self._family = family
+        self._answer, self._family, self._service = answer, family, service
         self._accepting: asyncio.Server | None = None
         self._http: web.Server | None = None
         self._retrying: asyncio.Task[None] | None = None
@@ -116,7 +97,8 @@ class Listener:
             if self.hard_fail:
                 raise KpxError(f"can't listen on {self.address} (bindAddressHardFail): {reason}") from error
             self._retrying = asyncio.create_task(self._retry())
-            self._tell(self._trouble(self.address, reason))
+            service = "/".join(self._service) if self._service else None
+            log.warning("can't listen, will try again", address=self.address, error=reason, service=service)
 
     async def close(self) -> None:
         """Stop to listen and end all connections; `open` may follow."""
@@ -155,12 +137,6 @@ class Listener:
             with suppress(OSError):
                 await self._listen()
         log.info("port is free now, listening", address=self.address)
-
-    def _tell(self, trouble: PortTrouble) -> None:
-        service = "/".join(trouble.service) if trouble.service else None
-        log.warning("can't listen, will try again", address=trouble.address, error=trouble.error, service=service)
-        if self._report is not None:
-            self._report(trouble)
 
     async def _serve(self, request: web.BaseRequest) -> web.Response:
         reply = self._reply(request.path) if request.method in ("GET", "HEAD") else _NOT_ALLOWED

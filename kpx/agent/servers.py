@@ -12,7 +12,7 @@ from functools import partial
 from typing import Self
 
 from kpx.agent.health import Health
-from kpx.agent.listener import Listener, PortTrouble, Reply, Report
+from kpx.agent.listener import Listener, Reply
 from kpx.agent.metrics import CONTENT_TYPE, Metrics
 from kpx.agent.store import ServiceKey
 from kpx.api import KubeProxyConfiguration
@@ -36,12 +36,10 @@ class HealthServer(Listener):
         address: str,
         *,
         hard_fail: bool = False,
-        report: Report | None = None,
         clock: Clock = time.time,
     ) -> None:
         self._health, self._metrics, self._clock = health, metrics, clock
-        trouble = partial(PortTrouble, "FailedToStartProxierHealthcheck")
-        super().__init__(address, self._probe, trouble, report, hard_fail=hard_fail)
+        super().__init__(address, self._probe, hard_fail=hard_fail)
 
     def _probe(self, path: str) -> Reply | None:
         match path:
@@ -69,13 +67,10 @@ class MetricsServer(Listener):
         address: str,
         config: KubeProxyConfiguration,
         layout: Layout,
-        *,
-        report: Report | None = None,
     ) -> None:
         self.config = config
         self._metrics, self._layout = metrics, layout
-        trouble = partial(PortTrouble, "FailedToStartMetricServer")
-        super().__init__(address, self._page, trouble, report, hard_fail=config.bind_address_hard_fail)
+        super().__init__(address, self._page, hard_fail=config.bind_address_hard_fail)
 
     def _page(self, path: str) -> Reply | None:
         match path:
@@ -112,11 +107,10 @@ class ServiceHealthServers:
         health: Health,
         addresses: Callable[[], Collection[str] | None],
         *,
-        report: Report | None = None,
         clock: Clock = time.time,
     ) -> None:
         self.family = family
-        self._health, self._addresses, self._report, self._clock = health, addresses, report, clock
+        self._health, self._addresses, self._clock = health, addresses, clock
         self._checks: dict[ServiceKey, ServiceHealth] = {}
         self._open: dict[tuple[ServiceKey, str], Listener] = {}
 
@@ -135,8 +129,7 @@ class ServiceHealthServers:
         for one in gone:
             del self._open[one]
         for key, address in sorted(wanted - self._open.keys()):
-            trouble = partial(PortTrouble, "FailedToStartServiceHealthcheck", service=key)
-            listener = Listener(address, partial(self._check, key), trouble, self._report, family=self.family)
+            listener = Listener(address, partial(self._check, key), family=self.family, service=key)
             self._open[key, address] = listener
             await listener.open()
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from kpx.agent.health import Health
-from kpx.agent.listener import Listener, PortTrouble, Reply
+from kpx.agent.listener import Listener, Reply
 from kpx.agent.metrics import Metrics
 from kpx.agent.servers import HealthServer, MetricsServer, ServiceHealth, ServiceHealthServers, config_document
 from kpx.api import KubeProxyConfiguration, Node, parse_config, parse_object
@@ -140,19 +142,18 @@ def hello(path: str) -> Reply | None:
     return Reply(path.encode()) if path.startswith("/hello") else None
 
 
-class Troubles(list[PortTrouble]):
-    """Collects reports."""
+def listener(address: str, hard_fail: bool = False, family: Family | None = None) -> Listener:
+    return Listener(address, hello, hard_fail=hard_fail, family=family)
 
-    def listener(self, address: str, hard_fail: bool = False, family: Family | None = None) -> Listener:
-        def trouble(address: str, error: str) -> PortTrouble:
-            return PortTrouble("Test", address, error)
 
-        return Listener(address, hello, trouble, self.append, hard_fail=hard_fail, family=family)
+def complaints(logged: list[EventDict]) -> list[tuple[str, str, str | None]]:
+    """What was said of ports that can't be had: address, error and Service."""
+    return [(one["address"], one["error"], one["service"]) for one in logged if one["log_level"] == "warning"]
 
 
 @asynchronous
 async def test_get_and_head_are_answered_and_nothing_else() -> None:
-    async with Troubles().listener("127.0.0.1:0") as server:
+    async with listener("127.0.0.1:0") as server:
         found = await get(server.bound, "/hello?x=1")
         assert (found.status, found.body) == (200, b"/hello")
         assert found.headers["X-Content-Type-Options"] == "nosniff"
@@ -168,7 +169,7 @@ async def test_get_and_head_are_answered_and_nothing_else() -> None:
 async def test_a_wildcard_means_both_families() -> None:
     for wildcard in ("0.0.0.0", "[::]"):
         port = free_port()
-        async with Troubles().listener(f"{wildcard}:{port}"):
+        async with listener(f"{wildcard}:{port}"):
             assert (await get(f"127.0.0.1:{port}", "/hello")).status == 200
             assert (await get(f"[::1]:{port}", "/hello")).status == 200
 
@@ -176,22 +177,21 @@ async def test_a_wildcard_means_both_families() -> None:
 @asynchronous
 async def test_a_wildcard_of_one_family_leaves_the_port_to_the_other() -> None:
     port = free_port()
-    async with Troubles().listener(f"[::]:{port}", family=Family.IPV6):
+    async with listener(f"[::]:{port}", family=Family.IPV6):
         assert await refused(f"127.0.0.1:{port}")
-        async with Troubles().listener(f"0.0.0.0:{port}", family=Family.IPV4):
+        async with listener(f"0.0.0.0:{port}", family=Family.IPV4):
             assert (await get(f"127.0.0.1:{port}", "/hello")).status == 200
             assert (await get(f"[::1]:{port}", "/hello")).status == 200
 
 
 @asynchronous
 async def test_a_port_in_use_is_reported_once_and_taken_when_it_is_free() -> None:
-    troubles = Troubles()
-    with occupied() as port:
-        server = troubles.listener(f"127.0.0.1:{port}")
+    with occupied() as port, capture_logs() as logged:
+        server = listener(f"127.0.0.1:{port}")
         await server.open()
         assert server.bound == ""
         await asyncio.sleep(0.9)  # two more tries
-        assert troubles == [PortTrouble("Test", f"127.0.0.1:{port}", "Address already in use")]
+        assert complaints(logged) == [(f"127.0.0.1:{port}", "Address already in use", None)]
     assert (await served(f"127.0.0.1:{port}", "/hello")).status == 200
     assert server.bound == f"127.0.0.1:{port}"
     await server.close()
@@ -199,35 +199,34 @@ async def test_a_port_in_use_is_reported_once_and_taken_when_it_is_free() -> Non
 
 @asynchronous
 async def test_a_wildcard_waits_for_a_port_that_is_used_on_one_address() -> None:
-    troubles = Troubles()
-    with occupied("::1") as port:
-        server = troubles.listener(f"0.0.0.0:{port}")
+    with occupied("::1") as port, capture_logs() as logged:
+        server = listener(f"0.0.0.0:{port}")
         await server.open()
-        assert len(troubles) == 1
+        assert len(complaints(logged)) == 1
     assert (await served(f"127.0.0.1:{port}", "/hello")).status == 200
     await server.close()
 
 
 @asynchronous
 async def test_an_address_that_the_host_lacks_is_no_end_either() -> None:
-    troubles = Troubles()
-    async with troubles.listener("192.0.2.77:4711") as server:
+    with capture_logs() as logged:
+        server = listener("192.0.2.77:4711")
+        await server.open()
         assert server.bound == ""
-        assert [one.error for one in troubles] == ["Cannot assign requested address"]
+        assert complaints(logged) == [("192.0.2.77:4711", "Cannot assign requested address", None)]
+        await server.close()
 
 
 @asynchronous
 async def test_hard_fail() -> None:
-    troubles = Troubles()
     with occupied() as port, pytest.raises(KpxError, match=rf"127\.0\.0\.1:{port} .*Address already in use"):
-        await troubles.listener(f"127.0.0.1:{port}", hard_fail=True).open()
-    assert troubles == []
+        await listener(f"127.0.0.1:{port}", hard_fail=True).open()
 
 
 @asynchronous
 async def test_close_while_trying_ends_the_trying() -> None:
     with occupied() as port:
-        server = Troubles().listener(f"127.0.0.1:{port}")
+        server = listener(f"127.0.0.1:{port}")
         await server.open()
         await server.close()
     await asyncio.sleep(0.6)
@@ -237,7 +236,7 @@ async def test_close_while_trying_ends_the_trying() -> None:
 
 @asynchronous
 async def test_close_is_quick_and_ends_connections() -> None:
-    server = Troubles().listener("127.0.0.1:0")
+    server = listener("127.0.0.1:0")
     await server.open()
     idle, slow = await Connection.to(server.bound), await Connection.to(server.bound)
     assert (await idle.get("/hello")).startswith("HTTP/1.1 200")
@@ -253,7 +252,7 @@ async def test_close_is_quick_and_ends_connections() -> None:
 
 @asynchronous
 async def test_open_again_after_close() -> None:
-    server = Troubles().listener(f"127.0.0.1:{free_port()}")
+    server = listener(f"127.0.0.1:{free_port()}")
     for _ in range(3):
         async with server:
             assert (await get(server.address, "/hello")).status == 200
@@ -263,20 +262,18 @@ async def test_open_again_after_close() -> None:
 @asynchronous
 async def test_move() -> None:
     port, other = free_port(), free_port()
-    troubles = Troubles()
-    async with troubles.listener(f"0.0.0.0:{port}") as server:
+    async with listener(f"0.0.0.0:{port}") as server:
         for address in (f"127.0.0.1:{port}", f"[::1]:{port}", f"127.0.0.1:{other}"):
             await server.move(address)
             assert server.bound == address
             assert (await get(address, "/hello")).status == 200
         assert await refused(f"127.0.0.1:{port}")
         assert listening() == {other}
-    assert troubles == []
 
 
 @asynchronous
 async def test_a_move_to_the_same_address_disturbs_nobody() -> None:
-    async with Troubles().listener(f"127.0.0.1:{free_port()}") as server:
+    async with listener(f"127.0.0.1:{free_port()}") as server:
         client = await Connection.to(server.address)
         await client.get("/hello")
         await server.move(server.address)
@@ -286,7 +283,7 @@ async def test_a_move_to_the_same_address_disturbs_nobody() -> None:
 
 def test_nonsense_is_refused_in_silence(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
-        async with Troubles().listener("127.0.0.1:0") as server:
+        async with listener("127.0.0.1:0") as server:
             host, port = server.bound.split(":")
             for nonsense in (
                 b"\x16\x03\x01\x02\x00\x01\x00",
@@ -309,7 +306,7 @@ async def test_an_answer_that_fails_is_a_500() -> None:
     def broken(path: str) -> Reply | None:
         raise ZeroDivisionError(path)
 
-    async with Listener("127.0.0.1:0", broken, lambda address, error: PortTrouble("Test", address, error)) as server:
+    async with Listener("127.0.0.1:0", broken) as server:
         found = await get(server.bound, "/")
         assert (found.status, found.body) == (500, b"500 internal server error\n")
 
@@ -358,19 +355,6 @@ async def test_health_server() -> None:
     text = metrics.exposition().decode()
     assert 'kubeproxy_proxy_healthz_total{code="503"} 2.0' in text
     assert 'kubeproxy_proxy_livez_total{code="200"} 2.0' in text
-
-
-@asynchronous
-async def test_troubles_have_kube_proxys_reasons() -> None:
-    troubles: list[PortTrouble] = []
-    with occupied() as port:
-        address = f"127.0.0.1:{port}"
-        async with (
-            HealthServer(Health(60), Metrics(), address, report=troubles.append),
-            MetricsServer(Metrics(), address, KubeProxyConfiguration(), ANY_LAYOUT, report=troubles.append),
-        ):
-            reasons = [one.reason for one in troubles]
-    assert reasons == ["FailedToStartProxierHealthcheck", "FailedToStartMetricServer"]
 
 
 # --- metrics
@@ -511,11 +495,10 @@ async def test_what_stays_is_not_interrupted() -> None:
 
 @asynchronous
 async def test_each_family_has_its_own_socket_and_count() -> None:
-    port, troubles = free_port(), list[PortTrouble]()
-    health = Health(60)
+    port, health = free_port(), Health(60)
     async with (
-        ServiceHealthServers(Family.IPV4, health, everywhere, report=troubles.append) as ipv4,
-        ServiceHealthServers(Family.IPV6, health, everywhere, report=troubles.append) as ipv6,
+        ServiceHealthServers(Family.IPV4, health, everywhere) as ipv4,
+        ServiceHealthServers(Family.IPV6, health, everywhere) as ipv6,
     ):
         await ipv4.sync({WEB: ServiceHealth(port, 4)})
         assert await refused(f"[::1]:{port}")
@@ -523,7 +506,6 @@ async def test_each_family_has_its_own_socket_and_count() -> None:
         for host, weight in (("127.0.0.1", "4"), ("[::1]", "6")):
             found = await get(f"{host}:{port}", "/")
             assert found.headers["X-Load-Balancing-Endpoint-Weight"] == weight
-    assert troubles == []
 
 
 @asynchronous
@@ -539,25 +521,25 @@ async def test_node_port_addresses_may_change() -> None:
 
 @asynchronous
 async def test_a_port_in_use_concerns_its_service_only() -> None:
-    troubles, port = list[PortTrouble](), free_port()
-    async with ServiceHealthServers(Family.IPV4, Health(60), local_only, report=troubles.append) as servers:
-        with occupied() as taken:
+    port = free_port()
+    async with ServiceHealthServers(Family.IPV4, Health(60), local_only) as servers:
+        with occupied() as taken, capture_logs() as logged:
             checks = {API: ServiceHealth(taken, 1), WEB: ServiceHealth(port, 1)}
             await servers.sync(checks)
             await servers.sync(checks)
             address = f"127.0.0.1:{taken}"
-            error = "Address already in use"
-            assert troubles == [PortTrouble("FailedToStartServiceHealthcheck", address, error, API)]
+            assert complaints(logged) == [(address, "Address already in use", "/".join(API))]
             assert (await get(f"127.0.0.1:{port}", "/")).status == 200
         assert b'"api"' in (await served(address)).body
 
 
 @asynchronous
 async def test_two_services_that_claim_one_port_take_it_in_turn() -> None:
-    port, troubles = free_port(), list[PortTrouble]()
-    async with ServiceHealthServers(Family.IPV4, Health(60), local_only, report=troubles.append) as servers:
-        await servers.sync({WEB: ServiceHealth(port, 1), API: ServiceHealth(port, 1)})
-        assert [one.service for one in troubles] == [WEB]
+    port = free_port()
+    async with ServiceHealthServers(Family.IPV4, Health(60), local_only) as servers:
+        with capture_logs() as logged:
+            await servers.sync({WEB: ServiceHealth(port, 1), API: ServiceHealth(port, 1)})
+        assert [service for _, _, service in complaints(logged)] == ["/".join(WEB)]
         await servers.sync({WEB: ServiceHealth(port, 1)})
         assert b'"web"' in (await served(f"127.0.0.1:{port}")).body
 
