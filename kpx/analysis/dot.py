@@ -34,8 +34,17 @@ def dot(drawn: Picture) -> str:
     return "\n".join([_HEAD, *_body(drawn), "}", ""])
 
 
+MOST = 500
+"""Service ports in one SVG: Graphviz takes 7 s for as many, and soon minutes for more."""
+
+
 def svg(drawn: Picture) -> str:
-    """The picture as SVG. Raises KpxError without Graphviz."""
+    """The picture as SVG. Raises KpxError without Graphviz, or if there are too many Services in it."""
+    if len(drawn.groups) > MOST:
+        raise KpxError(
+            f"{len(drawn.groups):,} service ports are too many for one picture: name some Services (at most {MOST} "
+            "service ports), or use --html, where they are searched"
+        )
     try:
         return str(graphviz.Source(dot(drawn)).pipe(format="svg", encoding="utf-8"))
     except graphviz.ExecutableNotFound as error:
@@ -46,8 +55,9 @@ def svg(drawn: Picture) -> str:
 
 def _body(drawn: Picture) -> Iterator[str]:
     numbers = {key: f"n{number}" for number, key in enumerate(drawn.boxes)}
-    for group in ("", *drawn.groups):
-        boxes = [f"  {numbers[key]} {_box(box)};" for key, box in drawn.boxes.items() if box.group == group]
+    # What comes last, Graphviz puts on top.
+    for group, some in reversed(list(drawn.grouped.items())):
+        boxes = [f"  {numbers[box.id]} {_box(box)};" for box in reversed(some)]
         if group:
             yield f'  subgraph "cluster {escape(group)}" {{'
             yield f"    label={_quoted(group)}; {_CLUSTER}"

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from kpx.analysis.dot import COLOURS
 from kpx.analysis.picture import Box, Picture
 
+MOST_CHARACTERS, MOST_ARROWS = 50_000, 500
+"""What Mermaid draws unless configured otherwise (`maxTextSize`, `maxEdges`); on GitHub it can't be configured."""
+
 
 def mermaid(drawn: Picture) -> str:
     """The picture as a flowchart, a subgraph for each service port. The same picture gives the same bytes."""
@@ -13,8 +16,8 @@ def mermaid(drawn: Picture) -> str:
 
 def _body(drawn: Picture) -> Iterator[str]:
     numbers = {key: f"n{number}" for number, key in enumerate(drawn.boxes)}
-    for number, group in enumerate(("", *drawn.groups)):
-        boxes = [f"  {numbers[key]}{_box(box)}" for key, box in drawn.boxes.items() if box.group == group]
+    for number, (group, some) in enumerate(drawn.grouped.items()):
+        boxes = [f"  {numbers[box.id]}{_box(box)}" for box in some]
         if group:
             yield f'  subgraph g{number}["{_plain(group)}"]'
             yield from (f"  {line}" for line in boxes)

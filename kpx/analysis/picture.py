@@ -5,7 +5,7 @@ there. Chains that all Services share come before them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -29,6 +29,9 @@ _DROPS = "KUBE-MARK-DROP"
 _REFUSALS = ("DROP", "REJECT")
 _ANY = Rule()
 
+ALL = 1 - 1e-9
+"""From this share on all packets take an arrow."""
+
 FEW = 12
 """Service ports up to which a picture shows how packets get to them from the chains that all share."""
 
@@ -47,18 +50,44 @@ class Box:
     table: Annotated[str, Field(description="where its rules stand")] = ""
     chain: str = ""
     position: Annotated[int, Field(description="of the rule that it stands for, counted from 1; 0 for a chain")] = 0
+    stands_for: Annotated[
+        tuple[str, ...], Field(description="the ids of boxes that are not drawn, since this one stands for them all")
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """From a box to another."""
+    """From a box to another, for all rules that lead there."""
 
     __pydantic_config__ = SHAPE
 
     source: Annotated[str, Field(description="the id of the box that it leaves")]
     target: Annotated[str, Field(description="the id of the box that it leads to")]
-    label: Annotated[str, Field(description="the share of packets that take it, or what it asks for")] = ""
+    label: Annotated[
+        str, Field(description="what it asks for, a condition a line, and then the share of packets that take it")
+    ] = ""
     seldom: Annotated[bool, Field(description="whether only what meets a condition takes it; drawn dashed")] = False
+    share: Annotated[
+        float | None, Field(description="of what leaves the box by chance or in turns; null where neither decides")
+    ] = None
+
+    @classmethod
+    def of(cls, source: str, target: str, passages: Sequence["Passage"]) -> "Arrow":
+        """The arrow for all rules that lead from a box to another."""
+        parts = [one.part for one in passages if one.part is not None]
+        total = sum(parts) if parts else None
+        said = share(Fraction(total)) if total is not None and total < ALL else ""
+        label = _joined([*(one.condition for one in passages), said])
+        return cls(source, target, label, all(one.seldom for one in passages), total)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One rule that leads from a box to another: what it asks for, and its share if chance decides."""
+
+    condition: str = ""
+    part: float | None = None
+    seldom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +103,14 @@ class Picture:
     def groups(self) -> tuple[str, ...]:
         """The service ports, sorted."""
         return tuple(sorted({box.group for box in self.boxes.values()} - {""}))
+
+    @property
+    def grouped(self) -> Mapping[str, Sequence[Box]]:
+        """The boxes by service port, what all share (an empty name) first."""
+        found: dict[str, list[Box]] = {group: [] for group in ("", *self.groups)}
+        for box in self.boxes.values():
+            found[box.group].append(box)
+        return found
 
     def of(self, groups: Iterable[str]) -> "Picture":
         """Only what belongs to these service ports."""
@@ -105,7 +142,7 @@ class _Artist:
         self.tables = {name: tables[name] for name in ("nat", "filter") if name in tables}
         self.owners = {name: chain_owners(chains) for name, chains in self.tables.items()}
         self.boxes: dict[str, Box] = {}
-        self.arrows: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
+        self.arrows: dict[tuple[str, str], list[Passage]] = defaultdict(list)
 
     def draw(self) -> None:
         for table, chains in self.tables.items():
@@ -135,7 +172,7 @@ class _Artist:
             key=lambda box: (box.group, order.index(box.kind), box.title, box.id),
         )
         arrows = [
-            Arrow(source, target, _joined(label for label, _ in some), all(seldom for _, seldom in some))
+            Arrow.of(source, target, some)
             for (source, target), some in self.arrows.items()
             if source in kept and target in kept
         ]
@@ -159,7 +196,7 @@ class _Artist:
                 box = Box(f"{here} {position}", "way in", "", (), owner, table, chain, position)
                 self._way_in(box, rule, marks[owner])
             elif ours(target) and target in self.tables[table] and target != _MARKS:
-                self._arrow(here, _id(table, target), condition(rule))
+                self._arrow(here, _id(table, target), Passage(printable(condition(rule))))
             elif kind == "dispatch" and chain != _MARKS and not owner:
                 lines.append(printable(f"{condition(rule) or 'all'}: {target or 'counted'}"))
         self.boxes[here] = Box(
@@ -176,23 +213,24 @@ class _Artist:
         masqueraded = (_masqueraded(mark, rule) for mark in marks if _destination(mark) == _destination(rule))
         lines = tuple(printable(one) for one in (about, where, *masqueraded) if one)
         self.boxes[box.id] = Box(box.id, "way in", printable(title), lines, group, box.table, box.chain, box.position)
-        self._arrow(_id(box.table, box.chain), box.id, "")
+        self._arrow(_id(box.table, box.chain), box.id, Passage())
         if target in _REFUSALS:
-            self._refuse(box.id, box.table, rule, group, "")
+            self._refuse(box.id, box.table, rule, group, Passage())
         else:
-            self._arrow(box.id, _id(box.table, target), "")
+            self._arrow(box.id, _id(box.table, target), Passage())
 
     # ---- chains of one service port ----
 
     def _own(self, table: str, chain: str, rules: list[Rule]) -> None:
         here, group = _id(table, chain), printable(self.owners[table][chain])
-        left = Fraction(1)
+        left = 1.0
         lines = []
         to = ""
         for rule in rules:
             target = rule.target or ""
             part, left = _part(rule, left) if target != _MARKS else (None, left)
-            label = _joined(filter(None, (condition(rule), share(part) if part is not None else "")))
+            asks = printable(condition(rule))
+            way = Passage(asks, part, seldom=part is None and bool(asks))
             if target == "DNAT":
                 to = " ".join(rule.target_options[-1].values) if rule.target_options else ""
                 lines += ["remembers the client" for match in rule.matches if match.module == "recent"]
@@ -201,9 +239,9 @@ class _Artist:
             elif target == _MARKS:
                 lines.append(_masqueraded(rule))
             elif target in (*_REFUSALS, _DROPS):
-                self._refuse(here, table, rule, group, label)
+                self._refuse(here, table, rule, group, way)
             elif target in self.tables[table]:
-                self._arrow(here, _id(table, target), label, seldom=part is None and bool(label))
+                self._arrow(here, _id(table, target), way)
             elif not target and rule.comment:
                 lines.append(rule.comment.replace(f" to {group}", ""))
         kind: Kind = "endpoint" if to else "chain"
@@ -212,25 +250,25 @@ class _Artist:
 
     # ---- both ----
 
-    def _refuse(self, source: str, table: str, rule: Rule, group: str, label: str) -> None:
+    def _refuse(self, source: str, table: str, rule: Rule, group: str, way: Passage) -> None:
         target = rule.target or ""
         key = f"{target} {group}"
         detail = tuple(value for option in rule.target_options for value in option.values)
         self.boxes[key] = Box(key, "refusal", target, detail, group, table)
-        self._arrow(source, key, label)
+        self._arrow(source, key, way)
 
-    def _arrow(self, source: str, target: str, label: str, seldom: bool = False) -> None:
-        self.arrows[source, target].append((printable(label), seldom))
+    def _arrow(self, source: str, target: str, way: Passage) -> None:
+        self.arrows[source, target].append(way)
 
 
-def _part(rule: Rule, left: Fraction) -> tuple[Fraction | None, Fraction]:
+def _part(rule: Rule, left: float) -> tuple[float | None, float]:
     """The share of a chain's packets that a rule takes, if it asks for nothing but chance, and what is left then."""
     by_chance = chance(rule)
     if not is_open(rule) or rule.target is None or not left:
         return None, left
     if by_chance is None:
-        return (left if left < 1 else None), Fraction(0)
-    return left * by_chance, left * (1 - by_chance)
+        return (left if left < 1 else None), 0.0
+    return left * float(by_chance), left * float(1 - by_chance)
 
 
 def _masqueraded(mark: Rule, met: Rule = _ANY) -> str:

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import click
+import structlog
 
 from kpx.analysis.dot import dot, svg
-from kpx.analysis.mermaid import mermaid
+from kpx.analysis.fold import folded
+from kpx.analysis.mermaid import MOST_ARROWS, MOST_CHARACTERS, mermaid
 from kpx.analysis.page import page
 from kpx.analysis.picture import Picture, picture
 from kpx.cli.output import json_options, json_text
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
 from kpx.family import Family
+
+log = structlog.get_logger()
 
 _NAMED = 10
 """How many Services an error names."""
@@ -40,7 +44,8 @@ def command(
 
     Ways in are blue, endpoints green, refusals red; arrows bear the share of packets that takes them. Asks the rules in
     the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f those that manifests
-    compile to. SVG needs Graphviz; the page, DOT and Mermaid don't.
+    compile to. Of more than 24 endpoints of a Service a few are drawn, the others counted. SVG needs Graphviz and takes
+    up to 500 service ports; the page, DOT and Mermaid don't.
 
     \b
     Example:
@@ -56,7 +61,13 @@ def command(
     elif as_json:
         text = json_text(drawn, Picture) + "\n"
     else:
-        text = {"svg": svg, "dot": dot, "mermaid": mermaid}[form](drawn.legible())
+        shown = folded(drawn).legible()
+        text = {"svg": svg, "dot": dot, "mermaid": mermaid}[form](shown)
+        if form == "mermaid" and (len(text) > MOST_CHARACTERS or len(shown.arrows) > MOST_ARROWS):
+            log.warning(
+                f"GitHub will not draw this: Mermaid takes {MOST_CHARACTERS:,} characters and {MOST_ARROWS} arrows, "
+                f"this has {len(text):,} and {len(shown.arrows):,}; name fewer Services"
+            )
     if output is None:
         click.echo(text, nl=False)
         return

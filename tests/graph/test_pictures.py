@@ -7,6 +7,7 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter
 
 import kpx
 from kpx.analysis.dot import dot, svg
+from kpx.analysis.fold import MANY, SHOWN, folded
 from kpx.analysis.mermaid import mermaid
 from kpx.analysis.picture import Picture, picture
 from kpx.analysis.simulate import tables_of, tables_of_save
@@ -90,6 +92,49 @@ def test_fifty_services_make_a_picture_that_graphviz_draws() -> None:
     assert len(nodes) == len(found.boxes)
     said = {text.text for text in root.iter(f"{SVG}text")}
     assert {box.title for box in found.boxes.values()} <= said
+
+
+OUTSIDE = {
+    "type": "NodePort",
+    "externalTrafficPolicy": "Local",
+    "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
+}
+
+
+@pytest.mark.parametrize("layout", list(kpx.Layout))
+@pytest.mark.parametrize("spec", [{}, {"sessionAffinity": "ClientIP"}, OUTSIDE])
+def test_many_endpoints_are_folded_and_nothing_is_lost(layout: kpx.Layout, spec: dict[str, Any]) -> None:
+    pods = [f"10.244.{at // 200}.{at % 200 + 1}" for at in range(700)]
+    manifests = [service("big", "10.96.0.1", **spec), endpoint_slice("big", pods)]
+    manifests += [service("few", "10.96.0.2"), endpoint_slice("few", pods[:MANY])]
+    manifests[1]["endpoints"][0]["nodeName"] = "node-0"
+    whole = drawn(parsed(manifests), layout)
+    found = folded(whole)
+    assert found.of({"shop/few:http"}) == whole.of({"shop/few:http"})
+    shown = [box for box in found.boxes.values() if box.group == "shop/big:http" and box.kind == "endpoint"]
+    (stack,) = (box for box in shown if box.stands_for)
+    assert len(shown) == SHOWN + 1
+    assert f"{700 - SHOWN} more endpoints" == stack.title
+    assert found.boxes.keys() - {stack.id} | set(stack.stands_for) == whole.boxes.keys()
+    assert len(found.of({"shop/big:http"}).boxes) < 30
+    for box in found.boxes.values():
+        of_chance = [one.share for one in found.arrows if one.source == box.id and one.share is not None]
+        assert not of_chance or sum(of_chance) == pytest.approx(1)
+    for one in found.arrows:
+        members = stack.stands_for if one.target == stack.id else (one.target,)
+        before = [old.share for old in whole.arrows if old.source == one.source and old.target in members]
+        assert one.share == (pytest.approx(sum(filter(None, before))) if any(before) else None)
+    assert folded(found) == found
+
+
+def test_too_many_services_for_one_picture_are_told(tmp_path: Path) -> None:
+    many = [service(f"s-{at}", f"10.96.{at // 250}.{at % 250 + 1}") for at in range(501)]
+    manifests = write(tmp_path / "many.json", [node(), *many])
+    done = dry_kpx("graph", "-f", manifests, "--node", "node-0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "501 service ports are too many for one picture" in done.stderr
+    text = dry_kpx("graph", "-f", manifests, "--node", "node-0", "--format", "mermaid")
+    assert (text.returncode, text.stderr.count("GitHub will not draw this")) == (0, 1)
 
 
 @needs_graphviz
