@@ -6,6 +6,7 @@ Packets are made by hand and sent from outer, or by the host through a raw socke
 Sniffing at the other end of the link and raw sockets on the host tell what became of them.
 """
 
+import os
 import select
 import socket
 import struct
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from kpx.analysis.packet import Origin, Outcome, Packet
-from kpx.analysis.simulate import Tables
+from kpx.analysis.simulate import Policies, Tables
 from tests.lab.namespace import Namespace
 from tests.lab.sctp import init
 
@@ -91,12 +92,14 @@ class Arena:
             self._sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         yield self._sender
 
-    def load(self, tables: Tables) -> None:
+    def load(self, tables: Tables, policies: Policies) -> None:
         """Give the kernel these tables, in place of what it has."""
         lines = []
         for table, chains in tables.items():
             lines.append(f"*{table}")
-            lines += (f":{chain} {'ACCEPT' if chain.isupper() and '-' not in chain else '-'} [0:0]" for chain in chains)
+            built_in = {chain: "ACCEPT" for chain in chains if chain.isupper() and "-" not in chain}
+            policy = built_in | {chain: one for (where, chain), one in policies.items() if where == table}
+            lines += (f":{chain} {policy.get(chain, '-')} [0:0]" for chain in {**chains, **policy})
             lines += (f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules)
             lines.append("COMMIT")
         self.host.run(["iptables-nft-restore"], stdin="\n".join(lines) + "\n")
@@ -133,14 +136,18 @@ class Arena:
         self.host.run(["conntrack", "-F"])
         self._hear(0)
         tokens = {}
-        remembers = self._lists()
+        lists = self._lists()
         for _ in range(count):
-            if remembers:
-                self._set_lists(remembers, packet.source)
+            for name, file in lists.items():
+                os.write(file, b"/")
+                if name in self._known:
+                    os.write(file, f"+{packet.source}".encode())
             self._sent += 1
             token = 0x4B000000 | self._sent & 0xFFFFFF
             tokens[token] = _FIRST_PORT + self._sent % 40_000
             self._send(packet, token, tokens[token])
+        for file in lists.values():
+            os.close(file)
         arriving = count if all(one[0] != "dropped" for one in expected) else 0
         seen: dict[int, Seen] = {}
         deadline, quiet = time.monotonic() + (5 if arriving else 0.3), 0.3
@@ -164,17 +171,11 @@ class Arena:
             macs = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in _MACS)
             self._wire.send(macs + struct.pack("!H", _ETHERTYPE) + data)
 
-    def _lists(self) -> list[Path]:
+    def _lists(self) -> Mapping[str, int]:
+        """The lists of xt_recent, open for writing."""
         with self.host.entered():
             folder = Path("/proc/thread-self/net/xt_recent")
-            return sorted(folder.iterdir()) if folder.exists() else []
-
-    def _set_lists(self, lists: list[Path], source: str) -> None:
-        with self.host.entered():
-            for path in lists:
-                path.write_text("/\n")
-                if path.name in self._known:
-                    path.write_text(f"+{source}\n")
+            return {path.name: os.open(path, os.O_WRONLY) for path in folder.iterdir()} if folder.exists() else {}
 
     # -- hearing -------------------------------------------------------------------------------------------
 

@@ -7,26 +7,28 @@ changes is enough to be seen in some thousand packets.
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import cache
 from itertools import cycle, islice
 
 import pytest
 
-from kpx.analysis.equivalence import Example, Share, compare, examples
+from kpx.analysis.equivalence import Example, Share, Side, compare, examples
 from kpx.analysis.packet import Host, Outcome
 from kpx.analysis.simulate import Simulator, Tables, tables_of
 from kpx.family import Family
-from kpx.netfilter.ruleset import Ruleset
 from tests.analysis.arena import OWN, Arena, Seen, seen_as
 from tests.analysis.mutations import KINDS, Mutation, mutations
 from tests.analysis.probes import destinations, from_everywhere
+from tests.analysis.variants import variant
 from tests.chance import LEAST, as_shared
-from tests.compiler.layouts import Input
-from tests.compiler.towns import CONFIG, town
 from tests.kernel import needs_kernel
 
-MUTATIONS = int(os.environ.get("KPX_MUTATIONS", "12"))
+MUTATIONS = int(os.environ.get("KPX_MUTATIONS", "17"))
+FIRST = int(os.environ.get("KPX_FIRST", "0"))
+"""The first seed."""
+
 CLEAR = 300
 """How far from each other, in terms of chi-square, what both sides do shall be: chance never looks like that."""
 
@@ -42,27 +44,22 @@ def arenas() -> Iterator[tuple[Arena, Arena]]:
         yield one, other
 
 
-def cluster(seed: int) -> tuple[Ruleset, Ruleset]:
-    some = Input.of(town(5, seed=seed), CONFIG, Family.IPV4)
-    return some.classic(), some.tree()
-
-
-def chosen(seed: int, kinds: Sequence[str]) -> Iterator[tuple[Tables, Mutation]]:
-    """A mutation of each of these kinds of a cluster's rules, which some probe tells."""
-    classic, tree = cluster(seed)
+def chosen(seed: int, kind: str) -> tuple[Tables, Mutation]:
+    """A mutation of this kind which some probe tells, of this cluster's rules or, if it has none, of another one's."""
+    classic, tree = variant(5, seed, Family.IPV4)
     before = tables_of(tree if seed % 2 else classic)
-    pick = random.Random(seed)
+    pick = random.Random(f"{seed} {kind}")
     probes = [packet for one in destinations(classic, tree) for packet in from_everywhere(one, Family.IPV4)]
-    pick.shuffle(probes)
     host = Host([OWN])
-    unharmed = Simulator(before, Family.IPV4, host)
+    unharmed = cache(Simulator(before, Family.IPV4, host).outcomes)
+    sample = pick.sample(probes, min(len(probes), 1000))
 
     def tells(mutation: Mutation) -> bool:
-        harmed = Simulator(mutation.tables, Family.IPV4, host)
-        return any(apart(unharmed.outcomes(one), harmed.outcomes(one)) > VISIBLE for one in probes[:3000])
+        harmed = Simulator(mutation.tables, Family.IPV4, host, mutation.policies)
+        return any(apart(unharmed(one), harmed.outcomes(one)) > VISIBLE for one in sample)
 
-    for kind in kinds:
-        yield before, next(filter(tells, mutations(before, kind, pick)))
+    found = next(filter(tells, islice(mutations(before, kind, pick), 30)), None)
+    return (before, found) if found else chosen(seed + 1_000_000, kind)
 
 
 def apart(one: Mapping[Outcome, Fraction], other: Mapping[Outcome, Fraction]) -> Fraction:
@@ -98,15 +95,15 @@ def enough(one: Mapping[Seen, float], other: Mapping[Seen, float]) -> int:
     return min(int(CLEAR / apart) + 100, 60_000)
 
 
-def confirmed(arenas: tuple[Arena, Arena], example: Example, tables: tuple[Tables, Tables]) -> str:
+def confirmed(arenas: tuple[Arena, Arena], example: Example, sides: tuple[Side, Side]) -> str:
     """Why the kernel doesn't agree with what both sides are said to do to an example; empty if it does."""
     told = [shares(side, example) for side in example.sides]
     if told[0] == told[1]:
         return f"what can be seen is the same on both sides: {example}"
     count = enough(*told)
     met = []
-    for arena, rules, expected in zip(arenas, tables, told, strict=True):
-        arena.load(rules)
+    for arena, (tables, policies), expected in zip(arenas, sides, told, strict=True):
+        arena.load(tables, policies)
         with arena.prepared(example.addresses, example.known, example.packet):
             seen = arena.outcomes(example.packet, expected, count)
         if not fits(seen, expected):
@@ -120,12 +117,11 @@ def confirmed(arenas: tuple[Arena, Arena], example: Example, tables: tuple[Table
 @pytest.mark.timeout(3000)
 def test_every_mutation_is_found_and_confirmed(arenas: tuple[Arena, Arena]) -> None:
     wrong = []
-    kinds = list(islice(cycle(KINDS), MUTATIONS))
-    for seed, some in enumerate(kinds[at : at + 12] for at in range(0, MUTATIONS, 12)):
-        for before, mutation in chosen(seed, some):
-            found = compare((before, {}), (mutation.tables, {}), Family.IPV4)
-            example = next(iter(examples(found)), None)
-            why = confirmed(arenas, example, (before, mutation.tables)) if example else "not found"
-            if why:
-                wrong.append(f"{mutation.kind}: {mutation.where}\n{why}")
+    for number, kind in enumerate(islice(cycle(KINDS), MUTATIONS)):
+        before, mutation = chosen(FIRST + number, kind)
+        sides: tuple[Side, Side] = ((before, {}), (mutation.tables, mutation.policies))
+        example = next(iter(examples(compare(*sides, Family.IPV4))), None)
+        why = confirmed(arenas, example, sides) if example else "not found"
+        if why:
+            wrong.append(f"{FIRST + number} {mutation.kind}: {mutation.where}\n{why}")
     assert not wrong, f"{len(wrong)} of {MUTATIONS}:\n" + "\n\n".join(wrong)

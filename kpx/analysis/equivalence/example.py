@@ -86,6 +86,7 @@ def _oddity(one: Example) -> tuple[bool, int, str, int, int, int]:
         3 * odd
         + 2 * (packet.state != "NEW")
         + 2 * bool(packet.mark)
+        + 2 * packet.protocol.isdecimal()
         + bool(one.known)
         + bool(one.assumed)
         + len(one.addresses)
