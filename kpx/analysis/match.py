@@ -326,6 +326,9 @@ def _conditions(match: Match) -> Iterator[Condition]:
             yield _unknown
         if match.module == "connmark":
             yield _has_connection
+        if match.module == "addrtype" and any(option.name in LIMITS for option in match.options):
+            yield from (_of_one_interface(option) for option in match.options if option.name not in LIMITS)
+            return
         yield from (_test(known.get(option.name), option) for option in match.options)
 
 
@@ -410,6 +413,22 @@ def _is_type(special: str, local: Truth, value: str) -> Truth:
         return certain in wanted
     possible = wanted - {"MULTICAST"} - ({"LOCAL"} if local is False else set())
     return None if possible else False
+
+
+LIMITS = frozenset({"--limit-iface-in", "--limit-iface-out"})
+"""With these, `-m addrtype` takes an address that is local on another interface for one that is not."""
+
+
+def _of_one_interface(option: Option) -> Test:
+    """Who has no such address at all has none on an interface; more isn't known."""
+    if option.values != ("LOCAL",):
+        return _unknown
+    of_host = _OPTIONS["addrtype"][option.name](*option.values)
+
+    def test(state: State, scene: Scene) -> Truth:
+        return None if of_host(state, scene) is not False else option.negated
+
+    return test
 
 
 def _tcp_flags(mask: str, flags: str) -> Test:

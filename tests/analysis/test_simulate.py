@@ -130,6 +130,8 @@ def meets(rule: str, packet: Packet = OUTSIDE, known: Mapping[str, float] | None
         ("-m addrtype --dst-type MULTICAST", 0),
         ("-m addrtype --dst-type LOCAL,UNICAST", None),
         ("-m addrtype --dst-type LOCAL --limit-iface-in", 0),
+        ("-m addrtype ! --dst-type LOCAL --limit-iface-in", 1),
+        ("-m addrtype --dst-type UNICAST --limit-iface-in", None),
         ("-m physdev --physdev-is-in", None),
         ("-m nfacct --nfacct-name ct_state_invalid_dropped_pkts", 1),
         ("-m nfacct --nfacct-name somebodys", None),
@@ -139,6 +141,28 @@ def meets(rule: str, packet: Packet = OUTSIDE, known: Mapping[str, float] | None
         ("-m limit --limit 1/sec", None),
         ("-m set --match-set hosts src", None),
         ("-m statistic --mode random --probability many", None),
+        ("-m set ! --match-set hosts src", None),
+        ("-m hashlimit --hashlimit-upto 10/sec --hashlimit-name x", None),
+        ("-m socket", None),
+        ("-m socket --transparent --nowildcard", None),
+        ('-m u32 --u32 "0x0&0xff=0x1"', None),
+        ("-m time --timestart 08:00:00", None),
+        ('-m string --string "GET" --algo bm', None),
+        ("-m rpfilter", None),
+        ("-m rpfilter --invert", None),
+        ("-m cgroup ! --cgroup 1", None),
+        ("-m policy --dir in --pol none", None),
+        ("-m pkttype --pkt-type unicast", None),
+        ("-m mac ! --mac-source 02:00:00:00:00:01", None),
+        ("-m length --length 0:100", None),
+        ("-m connlimit --connlimit-above 10", None),
+        ("-p icmp -m icmp --icmp-type 8", 0),
+        ("! -p icmp -m ttl --ttl-lt 2", None),
+        ("-m owner ! --uid-owner 1000", 1),
+        ("-m conntrack --ctstate NEW --ctdir REPLY", None),
+        ("-m conntrack ! --ctproto 17", None),
+        ("-m connmark --mark 0x4000/0x4000", 0),
+        ("-d 10.0.0.1/255.0.0.255", 1),
         ("-p tcp -m tcp --dport http", None),
         ("-d not-an-address/32", None),
         ('-m comment --comment "never closed', None),
@@ -155,6 +179,21 @@ def test_a_local_destination_and_source() -> None:
         assert outcomes(packet, filter_=rules) == {DROPPED: 1}
     assert meets("-m addrtype --dst-type LOCAL", Packet("2001:db8::7", "fd00:200::2")) == 1
     assert meets("-d fd00:200::/64", Packet("2001:db8::7", "fd00:200::2")) == 1
+    for rule in ("--dst-type LOCAL --limit-iface-in", "! --dst-type LOCAL --limit-iface-in"):
+        assert meets(f"-m addrtype {rule}", Packet("2001:db8::7", "fd00:200::2")) is None
+    for rule, expected in (
+        ("! -s 2001:db8::/64", 0),
+        ("! -d fd00:200::/64 -p tcp", 0),
+        ("-m iprange ! --src-range 2001:db8::1-2001:db8::6", 1),
+        ("-p tcp -m multiport ! --dports 1:79,81:65535", 1),
+        ("-p tcp -m multiport ! --dports 22,80", 0),
+        ("-p ipv6-icmp -m icmp6 --icmpv6-type 128", 0),
+        ("-m hl --hl-eq 255", None),
+        ("-m rt --rt-type 0", None),
+        ("-m frag --fragmore", None),
+        ("-m ipv6header --header frag --soft", None),
+    ):
+        assert meets(rule, Packet("2001:db8::7", "fd00:200::2", destination_port=80)) == expected, rule
 
 
 @pytest.mark.parametrize(

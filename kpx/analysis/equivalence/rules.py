@@ -15,6 +15,7 @@ from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.diagram import STEP, STEPS, UNIT, Diagram
 from kpx.analysis.equivalence.exits import MASQUERADE, Change, Exit, Exits, Kind
 from kpx.analysis.equivalence.fields import FOREVER, HOMES, STATES, Fields
+from kpx.analysis.match import LIMITS
 from kpx.analysis.packet import number
 from kpx.family import Family
 from kpx.netfilter.options import Option, Options
@@ -121,6 +122,8 @@ class Rules:
             yield self._recent(match, asked)
         elif match.module in _STATEFUL:
             yield Elsewhere(_text(match))
+        elif match.module == "addrtype" and any(option.name in LIMITS for option in match.options):
+            yield self.fields.unknown(_text(match))
         else:
             known = _OPTIONS.get(match.module, {})
             if not match.options and match.module not in _OPTIONS:
