@@ -154,7 +154,8 @@ class Arena:
         while len(seen) < count and (time.monotonic() < deadline):
             heard = self._hear(quiet if not arriving else 0.05)
             for token, what in filter(None, (_understood(data, packet, tokens) for data in heard)):
-                seen.setdefault(token, what)
+                if what[0] == "arrived" or token not in seen:  # where nobody listens, it arrives and is rejected
+                    seen[token] = what
             if heard and not arriving:
                 deadline = time.monotonic() + quiet
         return Counter(seen.values()) + Counter({("dropped", "", False): count - len(seen)})

@@ -9,22 +9,30 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import kpx
 from kpx.analysis.checks import CHECKS, Finding, Tables, findings
 from kpx.analysis.checks.backends import both_backends
+from kpx.analysis.equivalence import compare
 from kpx.analysis.simulate import tables_of, tables_of_save
 from kpx.compiler import tree
 from kpx.compiler.dispatch import DEFAULT
 from kpx.family import Family
 from kpx.netfilter.save import parse_save
+from kpx.netfilter.tools import Backend
+from kpx.sources import manifests
+from tests.analysis.test_census import text_of
 from tests.analysis.test_equality import sticky
 from tests.compiler.clusters import Manifest, clusters, configs
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, rivals, town
-from tests.kernel import FAMILIES, KUBE_PROXY_1_20, case_path
+from tests.kernel import FAMILIES, KUBE_PROXY_1_20, Namespace, case_path, needs_kernel
 from tests.netfilter.sketch import sketch
 
 CASES = [*sorted(path for path in case_path("").iterdir() if path.is_dir()), KUBE_PROXY_1_20]
 SHOP = case_path("loadbalancer-source-ranges") / "ipv4.save"
+NEIGHBOURS = sorted((Path(__file__).parent / "neighbours").iterdir())
+"""Rules of other programs that live on nodes, in the shape in which those write them: in front of a proxy's or not."""
+
 SVC, EXT, FW = (f"KUBE-{kind}-UB7LXFC7TRMUABOP" for kind in ("SVC", "EXT", "FW"))
 SEP = "KUBE-SEP-B3ISZG2RMVO5OEIX"
 
@@ -223,6 +231,38 @@ def test_rules_that_catch_service_traffic_first(rule: str, table: str, chain: st
 def test_others_rules_that_leave_services_alone(rule: str) -> None:
     text = SHOP.read_text().replace("-A PREROUTING ", f"-A PREROUTING {rule}\n-A PREROUTING ")
     assert findings(tables_of_text(text)) == []
+
+
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("neighbour", NEIGHBOURS, ids=lambda path: path.stem)
+def test_neighbours_are_no_damage(neighbour: Path) -> None:
+    """Their rules next to ours and kube-proxy's, as a kernel holds them; and what they do is no reason to differ."""
+    case = case_path("loadbalancer-source-ranges")
+    config, _ = kpx.parse_config((case / "config.yaml").read_bytes())
+    some = Input(manifests.load([str(case / "cluster.yaml")]).objects, config, Family.IPV4)
+    sides = []
+    for text in (SHOP.read_text(), text_of(some.classic()), text_of(some.tree())):
+        with Namespace() as one:
+            for rules in (text, neighbour.read_text()):
+                one.restore(Backend.NFT, Family.IPV4, rules)
+            sides.append(tables_of_save(parse_save(one.save(Backend.NFT, Family.IPV4))))
+        assert findings(Tables(sides[-1][0], Family.IPV4)) == []
+    for other in sides[1:]:
+        assert not compare(sides[0], other, Family.IPV4).divergences
+
+
+def test_marks_and_interfaces_of_neighbours_are_theirs() -> None:
+    """And yet a rule for everybody else's packets is found."""
+    for rule, expected in (
+        ("-m mark --mark 0x10000/0x10000 -j ACCEPT", False),
+        ("-i cali+ -j DROP", False),
+        ("! -i cali+ -j ACCEPT", True),
+        ("-i eth0 -j ACCEPT", True),
+        ("-m mark --mark 0x4000/0x4000 -j DROP", True),
+    ):
+        text = re.sub("^-A FORWARD ", rf"-A FORWARD {rule}\n\g<0>", SHOP.read_text(), count=1, flags=re.MULTILINE)
+        assert ("caught-before" in names(findings(tables_of_text(text)))) is expected, rule
 
 
 def test_a_match_that_is_not_known_may_catch() -> None:

@@ -12,7 +12,7 @@ def dropping(tables: Tables) -> Iterator[Finding]:
     """KUBE-MARK-DROP that marks nothing, or a mark that KUBE-FIREWALL doesn't drop, where rules send packets there."""
     if all(jump.target != _MARKER for rules in tables.jumps.get("nat", {}).values() for jump in rules):
         return
-    marks = [mark for jump in tables.of("nat", _MARKER) for mark in marks_set(tables, jump)]
+    marks = marks_set(tables, _MARKER)
     if not marks:
         yield _wrong("nat", _MARKER, "sets no mark")
     for mark in marks:

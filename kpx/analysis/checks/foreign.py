@@ -1,8 +1,11 @@
 """Other programs' rules that take Service traffic before ours see it."""
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import or_
 
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
+from kpx.analysis.checks.masquerade import marks_set
 from kpx.analysis.equivalence.overlap import Overlaps
 from kpx.netfilter.names import ours
 
@@ -16,6 +19,8 @@ _ENTRANCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """The chains of ours that decide on new connections, by table and the built-in chain that leads there."""
 
+_MARKERS = ("KUBE-MARK-MASQ", "KUBE-MARK-DROP")
+
 
 def caught_before(tables: Tables) -> Iterator[Finding]:
     """Rules before our jumps that decide on packets, and otherwise than our chains would."""
@@ -24,10 +29,15 @@ def caught_before(tables: Tables) -> Iterator[Finding]:
         for entrance, chains in entrances.items():
             for chain in chains:
                 for jump in _before(tables, table, entrance, chain):
-                    overlaps = overlaps or Overlaps(tables.chains, tables.family)
+                    overlaps = overlaps or Overlaps(tables.chains, tables.family, _marks(tables))
                     packet = overlaps.between(table, jump.rule, chain)
                     if packet:
                         yield _finding(jump, chain, packet.text, packet.certain)
+
+
+def _marks(tables: Tables) -> int:
+    """The bits of the mark that ours set, and so ask for."""
+    return reduce(or_, (mark for chain in _MARKERS for mark in marks_set(tables, chain)), 0)
 
 
 def _before(tables: Tables, table: str, entrance: str, chain: str) -> list[Jump]:

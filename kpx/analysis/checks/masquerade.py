@@ -14,7 +14,7 @@ def masquerade(tables: Tables) -> Iterator[Finding]:
     """KUBE-MARK-MASQ that marks nothing, or a mark that KUBE-POSTROUTING doesn't masquerade."""
     if all(jump.target != _MARKER for rules in tables.jumps.get("nat", {}).values() for jump in rules):
         return
-    marks = [mark for jump in tables.of("nat", _MARKER) for mark in marks_set(tables, jump)]
+    marks = marks_set(tables, _MARKER)
     if not marks:
         yield _wrong(_MARKER, "sets no mark, so that nothing that Services need masqueraded is")
         return
@@ -31,8 +31,12 @@ def _wrong(chain: str, what: str) -> Finding:
     return Finding("missing-masquerade", Severity.ERROR, "nat", chain, why, _AGAIN)
 
 
-def marks_set(tables: Tables, jump: Jump) -> Iterator[int]:
-    """The mark that a MARK rule sets."""
+def marks_set(tables: Tables, chain: str) -> list[int]:
+    """The marks that a chain of the nat table sets."""
+    return [mark for jump in tables.of("nat", chain) for mark in _set_by(tables, jump)]
+
+
+def _set_by(tables: Tables, jump: Jump) -> Iterator[int]:
     for option in tables.parsed(jump.rule).target_options if jump.target == "MARK" else ():
         with suppress(ValueError, IndexError):
             yield int(option.values[0].partition("/")[0], 0) if option.name == "--set-xmark" else 0

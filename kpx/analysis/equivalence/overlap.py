@@ -18,6 +18,10 @@ from kpx.family import Family
 _NETWORK = re.compile(r"(?:.* )?(?<!! )-d \S+/(\d+) ")
 
 
+_OF_PODS = ("br-", "cali", "cbr", "cilium", "cni", "docker", "flannel", "lxc", "tunl", "veth", "vxlan", "weave")
+"""How interfaces are called that lead to pods and containers here, or to those of other nodes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Met:
     """A packet, in words; `certain` unless it depends on a match of which nothing is known."""
@@ -29,7 +33,9 @@ class Met:
 class Overlaps:
     """Looks for such packets in tables of one family."""
 
-    def __init__(self, tables: Mapping[str, Mapping[str, tuple[str, ...]]], family: Family) -> None:
+    def __init__(self, tables: Mapping[str, Mapping[str, tuple[str, ...]]], family: Family, marks: int) -> None:
+        """`marks` are the bits of the mark that count; who sets others has judged the packet before."""
+        self._marks = {fields.MARK + bit: 0 for bit in range(32) if not marks >> bit & 1}
         self._fields = Fields(Diagrams(trait), family, interfaces(tables))
         self._exits = Exits(self._fields)
         self._chains = Chains(tables, {}, Rules(self._exits), Shared())
@@ -41,17 +47,29 @@ class Overlaps:
     def between(self, table: str, rule: str, chain: str) -> Met | None:
         """A packet that begins a connection and on which a rule decides otherwise than a chain of the same table.
 
-        A rule for a network isn't taken to be one for the node's own addresses.
+        A rule for a network isn't taken to be one for the node's own addresses. What comes from or goes to an interface
+        of pods is for those to filter who made it; and nobody means what the node sends to itself.
         """
-        begins = {fields.STATE: fields.NEW, fields.TRANSLATED: int(table != "nat"), fields.REPLACED: 0}
+        begins = {fields.STATE: fields.NEW, fields.TRANSLATED: int(table != "nat"), fields.REPLACED: 0, **self._marks}
         with deep():
             one = self._exits.fixed(self._chains.part(table, (rule,)), begins)
+            if table == "filter":
+                one = self._exits.diagrams.pick(self._is_of_pods(), self._exits.on, one)
             other = self._exits.fixed(self._chains.part(table, (f"-j {chain}",)), begins)
             if (network := _NETWORK.match(rule)) and int(network[1]) < self._fields.family.host_bits:
                 one, other = (self._exits.fixed(part, {fields.DESTINATION_LOCAL: 0}) for part in (one, other))
             self._seen, self._bounded = set(), False
             box = self._find(one, other, {})
         return None if box is None else self._met(box)
+
+    def _is_of_pods(self) -> Diagram:
+        """The test that a packet comes from, or goes to, an interface that network plugins and such make."""
+        test, diagrams = self._exits.diagrams.false, self._exits.diagrams
+        for index, name in enumerate(self._fields.interfaces):
+            if name == "lo" or name.startswith(_OF_PODS):
+                for var in (fields.IN, fields.OUT):
+                    test = diagrams.pick(self._fields.between(var, index, index), diagrams.true, test)
+        return test
 
     def _find(self, one: Diagram, other: Diagram, box: Box) -> Box | None:
         if (one, other) in self._seen or one is self._exits.on or other is self._exits.on:
@@ -84,7 +102,10 @@ class Overlaps:
     def _met(self, box: Box) -> Met:
         words = []
         if fields.PROTOCOL in box:
-            words.append(self._fields.protocol_name(box[fields.PROTOCOL][0]))
+            low, high = box[fields.PROTOCOL]
+            value = next((one for one in map(self._fields.protocol, ("tcp", "udp")) if low <= one <= high), low)
+            name = self._fields.protocol_name(value)
+            words.append(f"protocol {name}" if name.isdecimal() else name)
         if fields.SOURCE in box:
             words.append(f"from {text(box[fields.SOURCE][0], self._fields.family)}")
         if fields.DESTINATION in box:
