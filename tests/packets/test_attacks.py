@@ -88,7 +88,7 @@ def flags_until_syn(ear: socket.socket, port: int) -> Iterator[int]:
 def raw_socket(host: Host, kind: socket.AddressFamily) -> socket.socket:
     with host.namespace.entered():
         sock = socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_TCP)
-    sock.settimeout(2)
+    sock.settimeout(60)
     return sock
 
 

@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice, pairwise
@@ -619,14 +620,12 @@ def test_throttling_is_obeyed(tmp_path: Path) -> None:
         server.faults = Faults(throttle=Next(3), retry_after=1)
         since = len(server.requests)
         server.drop_watches()
-        await until(lambda: server.stats.faults.get("throttle") == 3)
-        for path in {request.path for request in server.requests[since:]}:
-
-            def times(path: str = path) -> list[float]:
-                return [request.time for request in server.requests[since:] if request.path == path]
-
-            await until(lambda times=times: len(times()) > 1)  # type: ignore[misc]
-            assert times()[1] - times()[0] >= 1.0
+        await until(lambda: len(server.requests) - since == 6)  # three watches, and one more after each refusal
+        times = defaultdict[str, list[float]](list)
+        for request in server.requests[since:]:
+            times[request.path].append(request.time)
+        assert all(later - sooner >= 1.0 for of_path in times.values() for sooner, later in pairwise(of_path))
+        assert server.stats.faults["throttle"] == 3
         assert told.reasons() == {"dropped", "throttled"}
 
     check(tmp_path, test, promises=Promises(), pace=STEADY)
