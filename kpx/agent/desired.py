@@ -12,15 +12,14 @@ from typing import Literal, NamedTuple
 from kpx.agent.store import Ports, ServiceKey, Slices, Store
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.classic import Clashes
-from kpx.compiler.compile import Layout, Target, compile_fragment, join
+from kpx.compiler.compile import Layout, Target, compile_fragment, join, target_settings
 from kpx.compiler.fragment import Fragment
 from kpx.compiler.frame import nat_chains
-from kpx.compiler.settings import Settings, settings_for
+from kpx.compiler.settings import Settings
 from kpx.compiler.tree import Change, Forest
 from kpx.model.claims import Claims
 from kpx.model.cluster import LARGE_CLUSTER_ENDPOINTS
 from kpx.model.endpoint import Endpoints, count_endpoints, merge_slices
-from kpx.model.node import node_view
 from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort, ServicePortName
 from kpx.netfilter.ruleset import Rules, Ruleset
@@ -278,14 +277,8 @@ class Desired:
                 names.discard(port.name)
 
     def _settings(self) -> Settings:
-        view = node_view(
-            self.target.node_name,
-            self.target.family,
-            self.store.node,
-            self.config.bind_address,
-            self.target.tcp_be_liberal or self.config.conntrack.tcp_be_liberal,
-        )
-        return settings_for(self.config, view, comments=self._endpoint_total <= LARGE_CLUSTER_ENDPOINTS)
+        comments = self._endpoint_total <= LARGE_CLUSTER_ENDPOINTS
+        return target_settings(self.config, self.target, self.store.node, comments)
 
 
 def _merged(changes: Iterable[Change]) -> list[Change]:

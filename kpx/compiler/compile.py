@@ -59,14 +59,16 @@ def prepare(objects: Iterable[api.Object], config: api.KubeProxyConfiguration, t
     every = tuple(objects)
     node = next((one for one in every if isinstance(one, api.Node) and one.metadata.name == target.node_name), None)
     cluster, problems = without_conflicts(cluster_of(every, target.family, target.node_name))
-    view = node_view(
-        target.node_name,
-        target.family,
-        node,
-        config.bind_address,
-        target.tcp_be_liberal or config.conntrack.tcp_be_liberal,
-    )
-    return Prepared(cluster, settings_for(config, view, comments=not cluster.is_large), problems)
+    return Prepared(cluster, target_settings(config, target, node, comments=not cluster.is_large), problems)
+
+
+def target_settings(
+    config: api.KubeProxyConfiguration, target: Target, node: api.Node | None, comments: bool
+) -> Settings:
+    """The settings that `config` means for a target, whose Node object `node` is."""
+    liberal = target.tcp_be_liberal or config.conntrack.tcp_be_liberal
+    view = node_view(target.node_name, target.family, node, config.bind_address, liberal)
+    return settings_for(config, view, comments)
 
 
 def compile_sound(

@@ -215,4 +215,4 @@ def _certificate(directory: Path, name: str, subject: str, extensions: Mapping[s
         command += ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "authorityKeyIdentifier=keyid"]
     if name == "server":
         command += ["-addext", _SAN]
-    subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=120)

@@ -28,7 +28,7 @@ from tests.manifests import node
 
 _NFTABLES_GROUP = 1 << 6
 _NEWGEN = 10 << 8 | 15
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

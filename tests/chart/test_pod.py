@@ -156,7 +156,7 @@ def check_work(namespace: Namespace, server: ApiServer, folder: Path, backend: B
     """Start the pod; it has to write rules, pass its probes, follow a change and end, having no more than it may."""
     made = chart(server, backend=str(backend))
     with PodAgent(namespace, folder, server, made, backend=backend, image=image) as agent:
-        wait_until_converged(agent, server, timeout=30)
+        wait_until_converged(agent, server)
         assert capabilities(agent) == set(made.container["securityContext"]["capabilities"]["add"])
         with pytest.raises(OSError, match="Read-only file system"):
             Path(f"/proc/{agent.pid}/root/new-file").touch()

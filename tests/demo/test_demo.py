@@ -38,7 +38,7 @@ USERS = [
 
 
 def run(*prefix: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*prefix, *DEMO], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*prefix, *DEMO], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.parametrize("prefix", USERS)
