@@ -6,6 +6,8 @@ import sys
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from kpx.printable import printable
+
 
 def configure(json: bool = False, level: int = logging.INFO) -> None:
     """Send all log events to standard error, as lines for people or (`json`) as one JSON object a line."""
@@ -23,4 +25,5 @@ def configure(json: bool = False, level: int = logging.INFO) -> None:
 def _line(_: WrappedLogger, __: str, event: EventDict) -> str:
     """`[level] event key=value …`, keys in the order of the call: what people paste into tickets."""
     level, what = event.pop("level"), event.pop("event")
-    return " ".join([f"[{level}] {what}", *(f"{key}={value}" for key, value in event.items() if value is not None)])
+    line = " ".join([f"[{level}] {what}", *(f"{key}={value}" for key, value in event.items() if value is not None)])
+    return printable(line)

@@ -175,6 +175,8 @@ class KernelRule:
         yield truth, state, weight
 
 
+_PORT = re.compile("[0-9]{1,5}")
+_LENGTH = re.compile("[0-9]{1,3}")
 _QUICK = re.compile(r"-([dp]) (\S+)")
 
 
@@ -184,9 +186,9 @@ def _quick_test(text: str) -> Test | None:
     return _test(_HEAD[f"-{found[1]}"], Option(found[0], (found[2],))) if found else None
 
 
-_PORT = re.compile(
+_AT_PORT = re.compile(
     r"-p (tcp|udp|sctp) (?:-m comment --comment (?:[^\s\"]+|\"[^\"\\\\]*\") )?"
-    r"(?:-m addrtype --dst-type LOCAL )?-m \1 --dport (\d+) "
+    r"(?:-m addrtype --dst-type LOCAL )?-m \1 --dport ([0-9]{1,5}) "
 )
 """A rule for one port of any address, as the entries of node ports are."""
 
@@ -211,9 +213,9 @@ class Chain:
         if rule.startswith("-d "):
             host, _, length = rule[3 : rule.find(" ", 3)].partition("/")
             if length == str(self._family.host_bits):
-                with suppress(OSError):
+                with suppress(OSError, ValueError):
                     return self._by_host[number(host)]
-        elif rule.startswith("-p ") and (found := _PORT.match(rule)):
+        elif rule.startswith("-p ") and (found := _AT_PORT.match(rule)):
             return self._by_port[int(found[2])]
         return self._others
 
@@ -256,7 +258,7 @@ def _test(make: Callable[..., Test] | None, option: Option) -> Test:
 def _network(value: str) -> tuple[int, int]:
     address, _, length = value.partition("/")
     size = 128 if ":" in address else 32
-    mask = ((1 << int(length)) - 1) << (size - int(length)) if length.isdecimal() else number(length)
+    mask = ((1 << int(length)) - 1) << (size - int(length)) if _LENGTH.fullmatch(length) else number(length)
     return number(address) & mask, mask
 
 
@@ -334,7 +336,7 @@ def _conditions(match: Match) -> Iterator[Condition]:
 
 def _port(of_packet: Callable[[State, Scene], int | None], value: str) -> Test:
     low, _, high = value.partition(":")
-    if not (low.isdecimal() and (high or low).isdecimal()):
+    if not (_PORT.fullmatch(low) and _PORT.fullmatch(high or low)):
         return _unknown
     first, last = int(low), int(high or low)
 

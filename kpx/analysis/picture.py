@@ -13,12 +13,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from kpx.analysis.report import printable
 from kpx.analysis.simulate import Tables
 from kpx.analysis.words import chance, condition, is_open, share
 from kpx.netfilter.names import ours
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, parse_rule
+from kpx.printable import printable
 from kpx.shape import SHAPE
 
 Kind = Literal["hook", "dispatch", "way in", "chain", "endpoint", "refusal"]

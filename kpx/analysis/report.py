@@ -13,6 +13,7 @@ from kpx.analysis.simulate import Path, Simulator
 from kpx.netfilter.owners import is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, format_rule, parse_rule
 from kpx.netfilter.ruleset import Rules
+from kpx.printable import printable
 from kpx.shape import Part
 
 NameOf = Callable[[str], str | None]
@@ -201,11 +202,6 @@ def _parsed(text: str) -> Rule:
     except RuleError:
         return Rule(target=text)
     return rule
-
-
-def printable(text: str) -> str:
-    """A text with nothing in it that a terminal would act on or can't show."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _printable(text: str | None) -> str | None:

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from kpx.analysis.report import printable
 from kpx.netfilter.counters import Counted
+from kpx.printable import printable
 from kpx.shape import Part
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from kpx.analysis.checks import Finding
 from kpx.analysis.equivalence import Example, Share
-from kpx.analysis.report import printable
 from kpx.family import Family
+from kpx.printable import printable
 from kpx.shape import Part
 
 

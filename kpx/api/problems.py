@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from kpx.api.grammar import EXPLAINED
 from kpx.errors import Problem
 
-_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
 
 _MESSAGES = {
     "missing": "is required",

@@ -1,7 +1,9 @@
 """The command `kpx`. One file per command; this one joins them and turns errors into exit statuses."""
 
 import gc
+import io
 import logging
+import os
 import sys
 from importlib import import_module
 from inspect import cleandoc
@@ -11,6 +13,7 @@ import structlog
 
 from kpx import logs
 from kpx.errors import InputError, KpxError
+from kpx.printable import printable
 from kpx.version import __version__
 
 COMMANDS = {
@@ -65,18 +68,34 @@ def main() -> None:
     """Run the command line; the entry point of the package."""
     # A command builds one large tree of objects and ends: looking for garbage in it finds none and takes time.
     gc.disable()
+    _open_streams()
     logs.configure()
     try:
         cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)
+        click.echo("\n".join(map(printable, text.getvalue().splitlines())), err=True)
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
     except InputError as error:
-        for problem in error.problems:
-            structlog.get_logger().error(str(problem))
+        for problem in dict.fromkeys(map(str, error.problems)):
+            structlog.get_logger().error(problem)
         sys.exit(2)
     except KpxError as error:
         structlog.get_logger().error(str(error))
         sys.exit(2)
+    except MemoryError:
+        structlog.get_logger().error("not enough memory")
+        sys.exit(2)
+
+
+def _open_streams() -> None:
+    """See to it that there are standard streams, and that standard output takes any text, whatever its encoding."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed when kpx was started
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

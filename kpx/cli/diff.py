@@ -19,6 +19,7 @@ from kpx.family import Family
 from kpx.netfilter import names
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved, SaveError, parse_save
+from kpx.printable import printable
 from kpx.reconcile.apply import read_live
 from kpx.reconcile.owners import Owners
 from kpx.reconcile.plan import make_plan
@@ -135,8 +136,8 @@ def _text(found: Differences) -> str:
         for family, of_family in found.items()
         for owner, some in of_family.items()
         for line in (
-            f"{owner}" if len(found) == 1 else f"{owner} ({family})",
-            *(f"  {line}" for one in some for line in one.lines()),
+            printable(owner) if len(found) == 1 else f"{printable(owner)} ({family})",
+            *(f"  {printable(line)}" for one in some for line in one.lines()),
         )
     ]
     return "\n".join(lines) if lines else "same"
@@ -146,6 +147,6 @@ def _markdown(found: Differences) -> str:
     lines: list[str] = []
     for family, of_family in found.items():
         for owner, some in of_family.items():
-            lines += [f"### `{owner}` ({family})", "", "```text"]
-            lines += [line for one in some for line in one.lines()] + ["```", ""]
+            lines += [f"### `{printable(owner)}` ({family})", "", "```text"]
+            lines += [printable(line) for one in some for line in one.lines()] + ["```", ""]
     return "\n".join(lines).rstrip() if lines else "No difference."

@@ -12,7 +12,7 @@ from kpx.analysis.report import OutcomeReport
 from kpx.cli.inputs import FAMILIES, Inputs
 from kpx.cli.output import json_options, json_text, page, put, share
 from kpx.cli.rules import Held, RuleSource, rule_options
-from kpx.errors import KpxError
+from kpx.errors import InputError
 from kpx.explain.explain import explain
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport, UseReport, WayReport
 from kpx.explain.rules_alone import explain_rules
@@ -73,7 +73,7 @@ def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family]) -> t
         for one in families
     ]
     if not inputs.objects and inputs.problems:
-        raise KpxError("\n".join(map(str, inputs.problems)))
+        raise InputError(inputs.problems)
     return worlds, next((one.origin for one in held.values()), "manifests")
 
 

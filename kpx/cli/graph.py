@@ -14,6 +14,7 @@ from kpx.cli.output import json_options, json_text
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.printable import excerpt
 
 log = structlog.get_logger()
 
@@ -84,7 +85,7 @@ def _chosen(drawn: Picture, services: tuple[str, ...]) -> Picture:
     for service in services:
         found = {group for group in drawn.groups if service in (group, group.partition(":")[0])}
         if not found:
-            raise KpxError(f"no rules of a Service {service}; there are {_few(drawn.groups)}")
+            raise KpxError(f"no rules of a Service {excerpt(service)}; there are {_few(drawn.groups)}")
         wanted |= found
     return drawn.of(wanted)
 

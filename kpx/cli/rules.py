@@ -4,13 +4,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from kpx import host
+from kpx.analysis.notation import unscoped
 from kpx.analysis.packet import Host
 from kpx.analysis.simulate import Simulator, tables_of, tables_of_save, translated_to
 from kpx.api import Node
@@ -159,7 +159,7 @@ def _family_of(saved: Saved) -> Family | None:
 
 def _addresses(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return tuple(str(ip_address(value)) for value in values)
+        return tuple(unscoped(value) for value in values)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 

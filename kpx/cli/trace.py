@@ -18,8 +18,9 @@ from kpx.cli.output import json_options, json_text, page, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.compiler import names
 from kpx.errors import KpxError
-from kpx.family import host_port
+from kpx.family import Family, host_port
 from kpx.model.cluster import cluster_of
+from kpx.printable import excerpt
 
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
 SHOWN = 8
@@ -126,16 +127,21 @@ def _names(source: RuleSource, simulator: Simulator) -> Mapping[str, str]:
     return found
 
 
+_SECONDS = re.compile("[0-9]{1,10}")
+
+
 def _known(simulator: Simulator, packet: Packet, words: Sequence[str]) -> Mapping[str, float]:
     """The lists of xt_recent on which the client is."""
     found: dict[str, float] = {}
     for word in words:
         whom, _, seconds = word.rpartition("@") if "@" in word else (word, "", "0")
-        if not seconds.isdecimal():
-            raise KpxError(f"--known {word}: not a number of seconds: {seconds!r}")
+        if not _SECONDS.fullmatch(seconds):
+            raise KpxError(f"--known {excerpt(word)}: not a number of seconds: '{excerpt(seconds)}'")
         lists = {whom}
         if ":" in whom:
             address, port = parse_place(whom)
+            if Family.of(address) is not simulator.family:
+                raise KpxError(f"--known {word}: the packet is one of {simulator.family}")
             there = endpoint(number(address), port or 0, simulator.family)
             paths = [path for path in simulator.paths(packet) if path.outcome.destination == there]
             lists = {name for path in paths for name in path.noted}

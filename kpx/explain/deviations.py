@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 from kpx.analysis.packet import Fate, Outcome, Packet
-from kpx.analysis.report import printable
 from kpx.analysis.simulate import WaysError
 from kpx.explain.report import Finding
 from kpx.explain.ways import Sender, Way
 from kpx.explain.world import World
+from kpx.printable import printable
 from kpx.reconcile.report import FRAME, Difference
 
 _SHOWN = 3

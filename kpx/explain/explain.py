@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from ipaddress import ip_address
 
 from kpx import api
-from kpx.analysis.notation import parse_place
+from kpx.analysis.notation import parse_place, parse_port
 from kpx.analysis.packet import Origin
 from kpx.compiler import names
 from kpx.errors import KpxError
@@ -18,6 +18,7 @@ from kpx.explain.world import World
 from kpx.family import Family
 from kpx.model.claims import claims_of
 from kpx.model.service import ServicePort, ServicePortName
+from kpx.printable import excerpt
 from kpx.reconcile.report import FRAME
 
 CHAIN = re.compile(r"(?:KUBE|KPX)-[A-Z0-9-]+")
@@ -72,12 +73,12 @@ def _find(asked: str, worlds: Sequence[World]) -> _Subject:
         found = _by_chain(asked, worlds)
     elif "/" in asked:
         found = _by_name(asked, worlds)
-    elif asked.removeprefix(":").isdecimal():
-        found = _by_node_port(int(asked.removeprefix(":")), worlds)
+    elif (port := parse_port(asked)) is not None:
+        found = _by_node_port(port, worlds)
     else:
         found = _by_address(asked, worlds)
     if found is None:
-        raise KpxError(f"nothing here is called {asked}{_like(asked, worlds)}")
+        raise KpxError(f"nothing here is called {excerpt(asked)}{_like(asked, worlds)}")
     return found
 
 
@@ -127,7 +128,7 @@ def _by_address(asked: str, worlds: Sequence[World]) -> _Subject | None:
     try:
         address, port = parse_place(asked)
     except KpxError:
-        raise KpxError(f"{asked!r} is no namespace/name, address, node port or chain") from None
+        raise KpxError(f"'{excerpt(asked)}' is no namespace/name, address, node port or chain") from None
     claimed: dict[ServicePortName, str] = {}
     behind: set[ServicePortName] = set()
     for world in worlds:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kpx.analysis.notation import parse_place
+from kpx.analysis.notation import parse_place, parse_port
 from kpx.analysis.simulate import Simulator
 from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
@@ -15,13 +15,14 @@ from kpx.netfilter.names import ours
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import comment_of, target_of
 from kpx.netfilter.ruleset import Rules
+from kpx.printable import excerpt
 
 _ENTRY = re.compile(
-    r"(?:(?:! )?-s \S+ )?(?:-d (?P<address>\S+)/(?:32|128) )?-p (?P<protocol>\S+) .*--dport (?P<port>\d+) "
+    r"(?:(?:! )?-s \S+ )?(?:-d (?P<address>\S+)/(?:32|128) )?-p (?P<protocol>\S+) .*--dport (?P<port>[0-9]{1,5}) "
 )
 _DNAT = re.compile(r"-p (\S+) .*-j DNAT --to-destination (\S+)")
 _PODS = re.compile(r"! (-s \S+) -d ")
-_SECONDS = re.compile(r"--rcheck --seconds (\d+)")
+_SECONDS = re.compile(r"--rcheck --seconds ([0-9]{1,10})")
 _RANGE = re.compile(r"-s (\S+) ")
 _SIGNS = {Balance.ROUND_ROBIN: "--mode nth", Balance.SOURCE_HASH: "-m bpf"}
 """What tells from the rules of a chain how they balance."""
@@ -62,7 +63,7 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
         if words:
             findings |= dict.fromkeys(_jumps(simulator))
     if not about:
-        raise KpxError(f"these rules tell nothing of {asked}")
+        raise KpxError(f"these rules tell nothing of {excerpt(asked)}")
     return Explanation(asked=asked, about=about, rules=rules, node="", findings=list(findings), ports=ports)
 
 
@@ -137,14 +138,13 @@ def _matching(
     if "/" in asked:
         some = [one for one in every.values() if asked in (one.name, one.name.partition(":")[0])]
         return (f"Service {asked}" if some else ""), some
-    if asked.removeprefix(":").isdecimal():
-        port = int(asked.removeprefix(":"))
+    if (port := parse_port(asked)) is not None:
         some = [one for one in every.values() if ("", port) in one.ways]
         return (f"node port {port} of {_names(some)}" if some else ""), some
     try:
         address, number = parse_place(asked)
     except KpxError:
-        raise KpxError(f"{asked!r} is no namespace/name, address, node port or chain") from None
+        raise KpxError(f"'{excerpt(asked)}' is no namespace/name, address, node port or chain") from None
     some = [one for one in every.values() if any(a == address and number in (None, p) for a, p in one.ways)]
     if some:
         return f"{asked}: an address of {_names(some)}", some

@@ -20,7 +20,7 @@ class Counted(NamedTuple):
     connections: int
 
 
-_DNAT = re.compile(rb"\[(\d+):\d+\] -A (KUBE-SEP-\S+) -p (\S+) .*-j DNAT --to-destination (\S+)")
+_DNAT = re.compile(rb"\[(\d{1,20}):\d+\] -A (KUBE-SEP-\S+) -p (\S+) .*-j DNAT --to-destination (\S+)")
 _NONE = b"[0:0] "
 
 

@@ -30,6 +30,7 @@ Spell = Callable[[str, Family], str]
 WORD = 0xFFFFFFFF
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
+_PORT = re.compile(r"[0-9]{1,5}")
 
 PROTOCOLS = {
     "icmp": 1, "igmp": 2, "ipencap": 4, "tcp": 6, "udp": 17, "dccp": 33, "ipv6": 41, "rsvp": 46, "gre": 47,
@@ -202,7 +203,9 @@ _SYN = ("FIN,SYN,RST,ACK", "SYN")
 def spelled(option: Option, spell: Spell, family: Family) -> Option:
     """The option with its values in their one spelling."""
     values = tuple(spell(value, family) for value in option.values)
-    return option if values == option.values else Option(option.name, values, option.negated)
+    if values == option.values or any(value[:1] == "-" for value in values):  # put in order, it may look like an option
+        return option
+    return Option(option.name, values, option.negated)
 
 
 def match_options(module: str, options: Options, family: Family) -> Options:
@@ -245,7 +248,8 @@ def _without_negation(option: Option) -> Option:
     """`! --dport 0:79` as `--dport 80:65535`: the nft backend prints all but the ports at one end like that."""
     low, _, high = option.values[0].partition(":") if len(option.values) == 1 else ("", "", "")
     high = high or low
-    if not (option.negated and low.isdecimal() and high.isdecimal()) or (low == "0") == (high == "65535"):
+    whole = _PORT.fullmatch(low) and _PORT.fullmatch(high)
+    if not (option.negated and whole) or (low == "0") == (high == "65535"):
         return option
     rest = f"{int(high) + 1}:65535" if low == "0" else f"0:{int(low) - 1}"
     return Option(option.name, (ports(rest, Family.IPV4),))

@@ -19,6 +19,7 @@ from kpx.netfilter.options import (
     spelled,
     target_options,
 )
+from kpx.printable import excerpt
 
 
 class RuleError(KpxError):
@@ -73,7 +74,7 @@ def split(text: str) -> list[str]:
     words = []
     for quoted, plain, joined, stray in _WORD.findall(text):
         if stray:
-            raise RuleError(f"a quote isn't closed: {text}")
+            raise RuleError(f"a quote isn't closed: {excerpt(text)}")
         words.append(plain + _unescaped(joined) if plain else _unescaped(quoted))
     return words
 
@@ -124,7 +125,7 @@ class _Parser:
         self.target: str | None = None
         self.target_options: list[Option] = []
         self.goto = False
-        self.current = self.target_options  # where the next long option goes
+        self.current: list[Option] | None = None  # where the next long option goes
 
     def rule(self) -> Rule:
         negated = False
@@ -144,28 +145,36 @@ class _Parser:
             self.matches.append((self._next(name), self.current))
         elif name in ("-j", "-g"):
             self.target, self.goto, self.current = self._next(name), name == "-g", self.target_options
-        elif name == "-f":
-            self.head.append(Option(name, (), negated))
         elif name in _HEAD:
-            self.head.append(Option(name, (self._next(name),), negated))
-        elif name.startswith("-"):
+            if any(option.name == name for option in self.head):
+                raise RuleError(f"{name} stands there twice")
+            self.head.append(Option(name, () if name == "-f" else (self._next(name),), negated))
+        elif _starts_option(name) and _bare(name):
             self._group(name).append(Option(name, self._values(name), negated))
         else:
-            raise RuleError(f"not an option: {name!r} in {' '.join(self.words)}")
+            raise RuleError(f"not an option: {excerpt(name)}")
 
     def _group(self, name: str) -> list[Option]:
         """The group that an option belongs to: the open one, or that of the protocol."""
         protocols = [options for module, options in self.matches if module in _PROTOCOL_MODULES]
         if name not in _PROTOCOL_OPTIONS or any(options is self.current for options in protocols):
-            return self.current
+            return self._open_group(name)
         if not protocols:
             named = next((option.values[0] for option in self.head if option.name == "-p"), None)
             if named is None:
-                return self.current
+                raise RuleError(f"an option of a protocol that isn't named: {name}")
             module = protocol(named, Family.IPV4)
+            module = _MODULE_OF.get(module, module)
+            if module not in _PROTOCOL_MODULES:
+                return self._open_group(name)
             protocols = [[]]
-            self.matches.append((_MODULE_OF.get(module, module), protocols[0]))
+            self.matches.append((module, protocols[0]))
         return protocols[0]
+
+    def _open_group(self, name: str) -> list[Option]:
+        if self.current is None:
+            raise RuleError(f"an option of no match and no target: {excerpt(name)}")
+        return self.current
 
     def _values(self, name: str) -> tuple[str, ...]:
         if name in _TEXTS:
@@ -177,7 +186,7 @@ class _Parser:
 
     def _next(self, name: str) -> str:
         if self.at == len(self.words):
-            raise RuleError(f"{name} without its value in {' '.join(self.words)}")
+            raise RuleError(f"{excerpt(name)} without its value")
         self.at += 1
         return self.words[self.at - 1]
 
@@ -194,10 +203,10 @@ def format_rule(rule: Rule) -> str:
 def _words(rule: Rule) -> Iterator[str]:
     yield from _option_words(rule.head)
     for match in rule.matches:
-        yield f"-m {match.module}"
+        yield f"-m {_word(match.module)}"
         yield from _option_words(match.options)
     if rule.target is not None:
-        yield f"{'-g' if rule.goto else '-j'} {rule.target}"
+        yield f"{'-g' if rule.goto else '-j'} {_word(rule.target)}"
     yield from _option_words(rule.target_options)
 
 
@@ -207,10 +216,14 @@ def _option_words(options: Iterable[Option]) -> Iterator[str]:
             yield "!"
         yield option.name
         for value in option.values:
-            yield quote(value) if option.name in _TEXTS or not _bare(value) else value
+            yield quote(value) if option.name in _TEXTS else _word(value)
 
 
 _NOT_BARE = re.compile(r"[\s\"'\\]|^!?$")
+
+
+def _word(value: str) -> str:
+    return value if _bare(value) else quote(value)
 
 
 def _bare(value: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kpx.errors import KpxError
+from kpx.printable import excerpt
 
 
 class SaveError(KpxError):
@@ -59,9 +60,9 @@ class _Chain:
 LONGEST_RULE = 32_768
 """Characters, more than iptables can print for one rule; bounds the search for a closing quote."""
 
-_DECLARATION = re.compile(r":(\S+) (\S+)(?: \[(\d+):(\d+)\])?\s*")
-_INSERTION = re.compile(r"-I (\S+) (\d{1,9}) (.*)", re.DOTALL)
-_COUNTERS = re.compile(r"\[(\d+):(\d+)\] ")
+_DECLARATION = re.compile(r":(\S+) (\S+)(?: \[([0-9]{1,20}):([0-9]{1,20})\])?\s*")
+_INSERTION = re.compile(r"-I (\S+) ([0-9]{1,9}) (.*)", re.DOTALL)
+_COUNTERS = re.compile(r"\[([0-9]{1,20}):([0-9]{1,20})\] ")
 
 
 def parse_save(text: str) -> Saved:
@@ -82,27 +83,27 @@ def parse_save(text: str) -> Saved:
         if line[0] == "*":
             chains = tables.setdefault(line[1:].rstrip(), {})
         elif chains is None:
-            raise SaveError(f"line {number}: no table (`*nat`) before: {_short(line)}")
+            raise SaveError(f"line {number}: no table (`*nat`) before: {excerpt(line)}")
         elif line[0] == ":":
             _declare(chains, number, line)
         elif line[0] == "-" or line[0] == "[":
             while (line.count('"') & 1 or "\\" in line) and _open_quote(line):
                 following = next(lines, None)
                 if following is None or len(line) > LONGEST_RULE:
-                    raise SaveError(f"line {number}: a quote is never closed: {_short(line)}")
+                    raise SaveError(f"line {number}: a quote is never closed: {excerpt(line)}")
                 line = f"{line}\n{following[1]}"
             _append(chains, number, line)
         elif line.rstrip() == "COMMIT":
             chains = None
         else:
-            raise SaveError(f"line {number}: not a line of iptables-save: {_short(line)}")
+            raise SaveError(f"line {number}: not a line of iptables-save: {excerpt(line)}")
     return {name: SavedTable({key: c.finished() for key, c in table.items()}) for name, table in tables.items()}
 
 
 def _declare(chains: dict[str, _Chain], number: int, line: str) -> None:
     match = _DECLARATION.fullmatch(line)
     if match is None:
-        raise SaveError(f"line {number}: not a chain declaration: {_short(line)}")
+        raise SaveError(f"line {number}: not a chain declaration: {excerpt(line)}")
     name, policy, packets, size = match.groups()
     known = chains.get(name)
     fresh = _Chain(None if policy == "-" else policy, int(packets or 0), int(size or 0))
@@ -136,17 +137,13 @@ def _insert(chains: dict[str, _Chain], number: int, line: str) -> None:
     match = _INSERTION.fullmatch(line)
     chain = chains.setdefault(match[1], _Chain()) if match else None
     if match is None or chain is None or not 1 <= int(match[2]) <= len(chain.rules) + 1:
-        raise SaveError(f"line {number}: iptables-save prints rules as `-A CHAIN …`, not: {_short(line)}")
+        raise SaveError(f"line {number}: iptables-save prints rules as `-A CHAIN …`, not: {excerpt(line)}")
     chain.rules.insert(int(match[2]) - 1, match[3])
 
 
 def _open_quote(line: str) -> bool:
     """Whether a double-quoted string is still open at the end of the line."""
     return re.fullmatch(r'(?:[^"]|"(?:[^"\\]|\\.)*")*', line, re.DOTALL) is None
-
-
-def _short(line: str, limit: int = 100) -> str:
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 # -- large tables --
@@ -177,9 +174,10 @@ def _scan(text: str) -> Saved:
         after = text.find("\n", at) + 1
         if text.startswith("*", at) and after:
             chains = _Scanned(text, after)
-            if not text.startswith("COMMIT\n", chains.end) or text[at + 1 : after - 1] in tables:
+            name = text[at + 1 : after - 1].rstrip()
+            if not text.startswith("COMMIT\n", chains.end) or name in tables:
                 raise _NotPlainError
-            tables[text[at + 1 : after - 1]] = SavedTable(chains)
+            tables[name] = SavedTable(chains)
             after = text.index("\n", chains.end) + 1
         elif not text.startswith(("#", "\n"), at) or not after:
             raise _NotPlainError
@@ -204,7 +202,10 @@ class _Scanned(Mapping[str, SavedChain]):
         while text.startswith(":", at):
             end = text.index("\n", at)
             if text.endswith(_NO_POLICY, at, end):
-                self._at[text[at + 1 : end - len(_NO_POLICY)]] = -1
+                name = text[at + 1 : end - len(_NO_POLICY)]
+                if name in self._built_in:
+                    raise _NotPlainError
+                self._at[name] = -1
             else:
                 declared: dict[str, _Chain] = {}
                 _declare(declared, 0, text[at:end])

@@ -1,12 +1,14 @@
 """Commands without a process for each: many can be tried in a second."""
 
+import gc
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from unittest import mock
 
-import click
-from click.testing import CliRunner
-
-from kpx.cli import cli
-from kpx.errors import InputError, KpxError
+from kpx.cli import main
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +22,33 @@ class Done:
 
 def run(*arguments: str, stdin: bytes = b"") -> Done:
     """Run `kpx ARGUMENTS`. What isn't meant for users to see, such as a traceback, is raised."""
-    result = CliRunner().invoke(cli, arguments, input=stdin, standalone_mode=False)
-    match result.exception:
-        case None:
-            return Done(result.stdout, result.stderr, 0)
-        case SystemExit(code=code):
-            return Done(result.stdout, result.stderr, int(code or 0))
-        case InputError() as error:
-            return Done(result.stdout, "\n".join(map(str, error.problems)), 2)
-        case KpxError() | click.ClickException() as error:
-            return Done(result.stdout, str(error.message if isinstance(error, click.ClickException) else error), 2)
-        case other:
-            raise other
+    out, complaint = _stream(), _stream(errors="backslashreplace")
+    status: object = 0
+    with _as_program(arguments, stdin), redirect_stdout(out), redirect_stderr(complaint):
+        try:
+            main()
+        except SystemExit as error:
+            status = error.code or 0
+    assert isinstance(status, int)
+    return Done(_text(out), _text(complaint), status)
+
+
+@contextmanager
+def _as_program(arguments: tuple[str, ...], stdin: bytes) -> Iterator[None]:
+    """`main` for one process each: it takes arguments from `sys`, and leaves no garbage to look for."""
+    collecting = gc.isenabled()
+    with mock.patch.object(sys, "argv", ["kpx", *arguments]), mock.patch.object(sys, "stdin", _stream(stdin)):
+        try:
+            yield
+        finally:
+            if collecting:
+                gc.enable()
+
+
+def _stream(data: bytes = b"", errors: str = "strict") -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors=errors, newline="")
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()

@@ -47,6 +47,7 @@ ODD = (
     "*nat\n:A - [0:0]\n\n-A A -j B",
     "*nat\n:A - [0:0]\n-A A -j B",
     "*filter\n:INPUT DROP [5:300]\n:X - [0:0]\nCOMMIT\n# x\n\n*nat\nCOMMIT\n",
+    "*nat\n:A ACCEPT [1:2]\n:A - [0:0]\n-A A -j B\nCOMMIT\n",
     "",
 )
 

@@ -5,6 +5,7 @@ far apart in this order from what Services ask for below: lists of clients, hash
 each endpoint asks for by itself.
 """
 
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import count
 
@@ -37,6 +38,7 @@ NOWHERE = 0
 
 ICMP = PROTOCOLS["icmp"]
 TCP = PROTOCOLS["tcp"]
+_NUMBER = re.compile("[0-9]{1,3}")
 
 
 def is_hash(var: int) -> bool:
@@ -115,7 +117,7 @@ class Fields:
 
     def protocol(self, name: str) -> int:
         """A protocol's number; names that aren't known get numbers beyond all."""
-        if name.isdecimal() and int(name) < 256:
+        if _NUMBER.fullmatch(name) and int(name) < 256:
             return int(name)
         return self._protocols.setdefault(name, 256 + len(self._protocols))
 

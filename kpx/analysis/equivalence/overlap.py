@@ -15,7 +15,7 @@ from kpx.analysis.equivalence.rules import Rules
 from kpx.analysis.packet import text
 from kpx.family import Family
 
-_NETWORK = re.compile(r"(?:.* )?(?<!! )-d \S+/(\d+) ")
+_NETWORK = re.compile(r"(?:.* )?(?<!! )-d \S+/([0-9]{1,3}) ")
 
 
 _OF_PODS = ("br-", "cali", "cbr", "cilium", "cni", "docker", "flannel", "lxc", "tunl", "veth", "vxlan", "weave")

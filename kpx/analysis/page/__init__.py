@@ -8,10 +8,10 @@ from importlib.resources import files
 from typing import Any
 
 from kpx.analysis.picture import Picture
-from kpx.analysis.report import printable
 from kpx.analysis.simulate import Simulator
 from kpx.netfilter.options import Option
 from kpx.netfilter.rule import Rule, RuleError, normal_rule, parse_rule
+from kpx.printable import printable
 
 
 def page(simulator: Simulator, drawn: Picture, origin: str) -> str:
