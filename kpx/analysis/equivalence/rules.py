@@ -167,7 +167,7 @@ def _text(match: Match) -> str:
 def _chance(match: Match) -> Condition:
     """A random choice, or one in turn (`nth`), which takes the same share of connections."""
     options = {option.name: option for option in match.options}
-    with suppress(ValueError, KeyError):
+    with suppress(ValueError, OverflowError, KeyError):
         (mode,) = options["--mode"].values
         name = {"random": "--probability", "nth": "--every"}[mode]
         (value,), negated = options[name].values, options[name].negated
