@@ -34,6 +34,9 @@ _TROUBLE = (RefusedError, BrokenAnswerError, RewoundError, KpxError, aiohttp.Cli
 _SLICE_SECONDS = 0.005
 _GRACE_SECONDS = 1.0
 _QUIET = ("ended", "stalled")
+_PASSING = ("throttled", "failed", "dropped", "unreachable", "timeout", "unauthorized")
+_TOKEN_SECONDS = 300.0
+"""How long we go on with one list: then etcd, unless configured otherwise, has forgotten what it is of."""
 
 log = structlog.get_logger()
 
@@ -127,7 +130,7 @@ class Reflector:
         self._mirror.begin()
         token = ""
         while True:
-            page = await self._page(token)
+            page = await (self._further_page(token) if token else self._page())
             for entry in page.entries():
                 self._mirror.put(entry)
                 await self._breathe()
@@ -136,7 +139,22 @@ class Reflector:
                 break
         self._finish(page.version)
 
-    async def _page(self, token: str) -> Page:
+    async def _further_page(self, token: str) -> Page:
+        """Trouble that passes doesn't cost the pages before: of a thousand, a busy server refuses some every time."""
+        failures = self._failures
+        while True:
+            try:
+                page = await self._page(token)
+            except _TROUBLE as error:
+                trouble = self._trouble(error)
+                if trouble.reason not in _PASSING or time.monotonic() - self._since > _TOKEN_SECONDS:
+                    raise
+                await self._pause(trouble)
+            else:
+                self._failures = failures
+                return page
+
+    async def _page(self, token: str = "") -> Page:
         query = {"limit": str(self._resource.page)} | ({"continue": token} if token else {})
         async with asyncio.timeout(self._pace.patience), self._get(query) as response:
             return Page.of(await response.read())

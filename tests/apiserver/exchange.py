@@ -26,6 +26,8 @@ _REQUEST_REFUSALS = {
     "timeout": refusals.timed_out,
 }
 
+_PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
+
 
 class Exchange:
     """Answers one request on a connection. Ends by ConnectionAbortedError where a fault ends the connection."""
@@ -43,7 +45,10 @@ class Exchange:
             await self._answer()
         except RefusalError as refusal:
             extra = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
-            await self._send_json(refusal.code, refusal.status, extra)
+            if refusal.code == 429:  # said before anything knows of objects
+                await self._send_whole(429, f"{refusal.message}\n".encode(), extra | _PLAIN)
+            else:
+                await self._send_json(refusal.code, refusal.status, extra)
         finally:
             self._connection.rate = None
 
@@ -72,7 +77,7 @@ class Exchange:
         if self._request.path == "/version":
             await self._send_json(200, compact(_VERSION))
         elif self._request.path in _HEALTH:
-            await self._send_whole(200, b"ok", {"Content-Type": "text/plain; charset=utf-8"})
+            await self._send_whole(200, b"ok", _PLAIN)
         else:
             raise refusals.no_such_path()
 
@@ -134,19 +139,21 @@ class Exchange:
                 raise refusals.expired("too old resource version: injected")
             await watch.begin()
         except RefusalError as refusal:
-            await self._refuse_watch(refusal)
+            await self._refuse_watch(refusal, options.timeout)
             return
         await self._hold("watch", resource)
         await self._begin_chunked(200, {"Content-Type": "application/json"})
         await watch.run()
         await self._connection.end_chunks()
 
-    async def _refuse_watch(self, refusal: RefusalError) -> None:
-        """The watch cache says no inside of a 200 answer; other servers say it at once."""
+    async def _refuse_watch(self, refusal: RefusalError, timeout: int | None) -> None:
+        """The watch cache says no inside of a 200 answer, which ends when its time is over; others do so at once."""
         if self._state.promises.gone_as_status:
             raise refusal
         await self._begin_chunked(200, {"Content-Type": "application/json"})
         await self._connection.chunk(error_line(refusal))
+        if timeout:
+            await asyncio.sleep(timeout)
         await self._connection.end_chunks()
 
     async def _send_objects(

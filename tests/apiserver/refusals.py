@@ -83,7 +83,7 @@ def expired(message: str, continuation: str = "") -> RefusalError:
 
 
 def too_many_requests(seconds: int) -> RefusalError:
-    message = "the server has received too many requests and has asked us to try again later"
+    message = "Too many requests, please try again later."
     return RefusalError(429, "TooManyRequests", message, {"retryAfterSeconds": seconds})
 
 

@@ -59,6 +59,13 @@ def test_kubernetes_knows_every_field(values: dict[str, Any], version: str) -> N
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
+def test_every_port_names_its_protocol() -> None:
+    """It is half of the key by which a server-side apply tells ports apart; not every API server fills it in first."""
+    made = release(EVERYTHING)
+    ports = [*made.one("Service")["spec"]["ports"], *made.container["ports"]]
+    assert [port["protocol"] for port in ports] == ["TCP"] * 3
+
+
 def test_the_schemas_would_notice_a_misspelt_field() -> None:
     wrong = release().one("DaemonSet")
     wrong["spec"]["template"]["spec"]["hostNetworking"] = True

@@ -492,6 +492,25 @@ def test_list_expires_between_pages(tmp_path: Path) -> None:
         asyncio.run(run())
 
 
+def test_a_page_that_is_refused_costs_no_other(tmp_path: Path) -> None:
+    """Every other page is: who began anew each time would have to be lucky seven times in a row."""
+
+    async def run() -> None:
+        async with following(server, tmp_path, FAST) as told:
+            await agreed(told, server)
+        asked = [request.query for request in server.requests if request.path.endswith("/endpointslices")]
+        pages = [query.get("continue", "") for query in asked if "limit" in query]
+        assert len(set(pages)) == 7
+        assert pages == sorted(pages, key=pages.index)  # none is asked for after a later one
+        assert len(pages) > 7
+
+    with ApiServer(promises=LISTS) as server:
+        server.put_all(node_objects())
+        server.put_all(population(601))
+        server.faults = Faults(unavailable=0.25, reset=0.25, seed=1, only=("list", "endpointslices"))
+        asyncio.run(run())
+
+
 @pytest.mark.parametrize("fault", sorted({*REQUEST, *BODY, *DELIVERY, *BOOKMARK}))
 def test_every_fault(tmp_path: Path, fault: str) -> None:
     """Three times at the start, and three times while objects change; with lists and with streams."""
