@@ -36,7 +36,7 @@ def command(config_file: str | None, backend: str, as_json: bool) -> None:
         raise KpxError("only root may look at a node's rules")
     findings = examine(gather(backend, read_config(config_file) if config_file else None))
     if as_json:
-        click.echo(json_text(findings, list[Finding]))
+        click.echo(json_text(list(findings), list[Finding]))
     else:
         with page() as out:
             for finding in findings:

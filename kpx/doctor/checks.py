@@ -1,6 +1,6 @@
 """From facts to findings: what is well, what may hurt, what stops kpx from doing its work, and what to do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kpx.doctor.facts import Facts
+from kpx.doctor.facts import Facts, Tables
 from kpx.family import Family
 from kpx.netfilter.tools import Backend
 from kpx.shape import SHAPE
@@ -47,21 +47,31 @@ def _versions(facts: Facts) -> Iterator[Finding]:
     yield Finding(Level.OK, "kernel", f"Linux {facts.kernel}")
     for backend, tables in facts.tables.items():
         numbers = tuple(int(part) for part in tables.version.split(".") if part.isdigit())
-        if backend is Backend.NFT and numbers < _OLDEST_SOUND_NFT:
+        if backend is Backend.NFT and tables.version and numbers < _OLDEST_SOUND_NFT:
             text = f"{tables.version} ({backend}): before 1.8.3 the nft variant has bugs that break a proxy's rules"
             yield Finding(Level.WARN, "iptables", text, "install a newer iptables, or use the image of charts/image")
-        else:
+        elif tables.version:
             yield Finding(Level.OK, "iptables", f"{tables.version} ({backend})")
+        if backend is facts.backend and Family.IPV6 not in tables.families:
+            text = f"no ip6tables ({backend}): Services get no IPv6 rules on this node"
+            yield Finding(Level.WARN, "iptables", text, "install all of iptables, or use the image of charts/image")
 
 
 def _backend(facts: Facts) -> Iterator[Finding]:
     if facts.backend is None:
         yield Finding(Level.FAIL, "backend", "no iptables is installed", "install the package iptables")
         return
-    reason = "kubelet's hint" if facts.tables[facts.backend].hinted else "no hint of kubelet's; it holds most rules"
-    yield Finding(Level.OK, "backend", f"{facts.backend}: {reason}")
+    yield Finding(Level.OK, "backend", f"{facts.backend}: {_reason(facts.backend, facts.tables)}")
     for other, tables in facts.tables.items():
-        if other is facts.backend or not tables.rules:
+        if tables.unreadable:
+            text = f"what {other} holds can't be told: {tables.unreadable}"
+            yield Finding(Level.FAIL, "backend", text, _UNREADABLE)
+        if other is facts.backend:
+            continue
+        if tables.hinted and not facts.tables[facts.backend].hinted:
+            text = f"kubelet uses {other}, by its hint"
+            yield Finding(Level.WARN, "backend", text, f"let kpx use {other}, too: --backend auto")
+        if not tables.rules:
             continue
         if tables.proxy_chains:
             text = f"{other} holds rules of a Service proxy too: every packet passes both sets"
@@ -71,13 +81,32 @@ def _backend(facts: Facts) -> Iterator[Finding]:
             yield Finding(Level.WARN, "backend", text, f"let these programs use {facts.backend}, too")
 
 
+_UNREADABLE = (
+    "`nft list ruleset` shows what is in a table of iptables; or, if the other backend is the host's, name it: "
+    "--backend, and the chart's value `backend`"
+)
+
+
+def _reason(chosen: Backend, tables: Mapping[Backend, Tables]) -> str:
+    """Why this backend."""
+    others = [found for backend, found in tables.items() if backend is not chosen]
+    if tables[chosen].hinted:
+        return "kubelet's hint"
+    if not others:
+        return "no other is installed"
+    most = max(found.rules for found in others)
+    if tables[chosen].rules > most:
+        return "no hint of kubelet's; it holds most rules"
+    if tables[chosen].rules < most or any(found.hinted for found in others):
+        return "as told"
+    return "no hint of kubelet's, nor does one hold more rules; plain `iptables` is of this backend, or it is as told"
+
+
 def _trials(facts: Facts) -> Iterator[Finding]:
     if facts.backend is None:
         return
     if facts.trials is None:
-        advice = (
-            "run it as root of the host, or: kubectl debug node/NODE --profile=sysadmin --image=IMAGE -- kpx doctor"
-        )
+        advice = _AGAIN if facts.lock_held else _WITH_RIGHTS
         yield Finding(Level.WARN, "rules", f"no rule was tried: {facts.no_trials}", advice)
         return
     for family, trials in groupby(facts.trials, lambda trial: trial.family):
@@ -92,7 +121,10 @@ def _trials(facts: Facts) -> Iterator[Finding]:
 
 
 _AGAIN = "try again when it is free"
-_WITH_RIGHTS = "kubectl debug node/NODE -it --profile=sysadmin --image=IMAGE -- /opt/kpx/bin/kpx doctor"
+_WITH_RIGHTS = (
+    "run it as root of the host, or: "
+    "kubectl debug node/NODE -it --profile=sysadmin --image=IMAGE -- /opt/kpx/bin/kpx doctor"
+)
 
 
 def _proxies(facts: Facts) -> Iterator[Finding]:
@@ -103,7 +135,7 @@ def _proxies(facts: Facts) -> Iterator[Finding]:
         else:
             yield Finding(Level.WARN, "kube-proxy", f"{text}: it has to go before kpx starts", _TAKE_AWAY)
     if not facts.proxies:
-        yield Finding(Level.OK, "kube-proxy", "isn't running in this network namespace")
+        yield Finding(Level.OK, "kube-proxy", "none to be seen from here in this network namespace")
 
 
 _TAKE_AWAY = "take its DaemonSet off this node: see `From kube-proxy to kpx` in the README"
@@ -128,6 +160,10 @@ def _leftovers(facts: Facts) -> Iterator[Finding]:
         found = True
         text = f"nftables mode: the table {table} translates Services, too"
         yield Finding(Level.FAIL, "leftovers", text, f"nft delete table {table}")
+    if facts.sets:
+        found = True
+        text = f"IPVS mode: ipsets that no other mode needs: {', '.join(facts.sets)}"
+        yield Finding(Level.WARN, "leftovers", text, "ipset destroy NAME, after the rules that use it are gone")
     if not found:
         yield Finding(Level.OK, "leftovers", "nothing of userspace, IPVS or nftables mode")
 

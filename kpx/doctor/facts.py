@@ -9,13 +9,17 @@ from kpx.netfilter.tools import Backend
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """One backend: the version of its iptables, and what its tables of both families hold.
+    """One backend: the version of its iptables, the families it has tools of, and what the tables of both hold.
 
-    `hinted` if kubelet's hint chains are there, `rules` counts all rules, `proxy_chains` names the chains of a proxy
-    in iptables mode that are in use, `old_chains` those of kube-proxy's other modes.
+    `version` is empty if iptables doesn't even say that. `unreadable` says why what the tables hold can't be told, if
+    so: then the rest is as if they were empty. `hinted` if kubelet's hint chains are there, `rules` counts all rules,
+    `proxy_chains` names the chains of a proxy in iptables mode that are in use, `old_chains` those of kube-proxy's
+    other modes.
     """
 
     version: str
+    families: frozenset[Family] = frozenset(Family)
+    unreadable: str = ""
     hinted: bool = False
     rules: int = 0
     proxy_chains: frozenset[str] = frozenset()
@@ -64,8 +68,9 @@ class Facts:
 
     `backend` is the one that kpx would use. `trials` is None if none could be made, for the reason `no_trials`.
     `proxies` are kube-proxies and `agents` kpx agents in this network namespace. `nft_tables` are those of kube-proxy
-    in nftables mode (`ip kube-proxy`). `ip_vs` counts virtual servers. `sysctls` has what the kernel says, by name,
-    without those that aren't there. `lock_held`: somebody holds the lock of the legacy tools.
+    in nftables mode (`ip kube-proxy`), `sets` the ipsets of its IPVS mode. `ip_vs` counts virtual servers. `sysctls`
+    has what the kernel says, by name, without those that aren't there. `lock_held`: somebody holds the lock of the
+    legacy tools.
     """
 
     kernel: str
@@ -76,6 +81,7 @@ class Facts:
     proxies: tuple[Process, ...] = ()
     agents: tuple[Process, ...] = ()
     nft_tables: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
     ipvs_link: bool = False
     ip_vs: int = 0
     flows: int | None = None

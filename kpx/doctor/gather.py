@@ -17,15 +17,18 @@ from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.backend import Evidence, available, decide
 from kpx.netfilter.names import KUBELET_HINTS, ours
-from kpx.netfilter.netlink import NETLINK_NETFILTER, Netlink, attributes
+from kpx.netfilter.netlink import NETLINK_NETFILTER, NFGENMSG, Netlink, attribute, attributes
 from kpx.netfilter.save import Saved, parse_save
 from kpx.netfilter.tools import Backend, Tools, binary, legacy_tables, plain_backend
 
 _PROC = Path("/proc")
 _GETTABLE = 10 << 8 | 1
-_NFGENMSG = struct.Struct("=BBH")
 _TABLE_NAME = 1
-_NFT_FAMILIES = {2: "ip", 10: "ip6"}
+_LIST_SETS = 6 << 8 | 7
+_SET_PROTOCOL, _SET_NAME, _SET_FLAGS = 1, 2, 6 | 0x4000
+_NAMES_ONLY = struct.pack(">I", 1 << 1)
+"""`linux/netfilter/ipset/ip_set.h`; numbers are in network byte order, which bit 14 of their type says."""
+_NFT_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _SYSCTLS = (
     "net.ipv4.ip_forward",
     "net.ipv6.conf.all.forwarding",
@@ -53,12 +56,12 @@ def gather(backend: str, config: KubeProxyConfiguration | None) -> Facts:
     `backend` is `auto` or the one to assume. With `config`, the kernel settings that it asks for are looked at, too.
     Raises KpxError without the rights of root.
     """
-    saves = {one: _saves(one) for one in available()}
-    tables = {one: _tables(one, texts) for one, texts in saves.items()}
+    looks = {one: _look(one) for one in available()}
+    tables = {one: found for one, (found, _) in looks.items()}
     chosen = _choose(backend, tables)
     locked = _is_locked(Path(os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")))
     trials, no_trials = _try(chosen, locked)
-    services = _remembered(saves.get(chosen, ())) if chosen else {}
+    services = _remembered(looks[chosen][1]) if chosen else {}
     running = tuple(_neighbours())
     return Facts(
         kernel=platform.release(),
@@ -69,6 +72,7 @@ def gather(backend: str, config: KubeProxyConfiguration | None) -> Facts:
         proxies=tuple(one for one in running if one.name == "kube-proxy"),
         agents=tuple(one for one in running if one.name == "kpx"),
         nft_tables=_nft_tables(),
+        sets=_sets(),
         ipvs_link="kube-ipvs0" in (name for _, name in socket.if_nameindex()),
         ip_vs=_virtual_servers(),
         flows=_number(_PROC / "sys/net/netfilter/nf_conntrack_count"),
@@ -104,6 +108,20 @@ def _try(backend: Backend | None, locked: bool) -> tuple[tuple[Trial, ...] | Non
         return None, str(error)
 
 
+def _look(backend: Backend) -> tuple[Tables, tuple[Saved, ...]]:
+    """What there is to say of a backend, and what its tables hold of both families, if that can be read."""
+    version, unreadable = "", ""
+    saves: tuple[Saved, ...] = ()
+    try:
+        version = Tools(backend, Family.IPV4).version()
+        saves = _saves(backend)
+    except KpxError as error:
+        if "ermission denied" in str(error) or "not permitted" in str(error):
+            raise  # then nothing else that is asked tells the truth, either
+        unreadable = str(error)
+    return _tables(backend, saves, version, unreadable), saves
+
+
 def _saves(backend: Backend) -> tuple[Saved, ...]:
     """What the tables of both families hold. Legacy tables that aren't there are left alone: a look makes them."""
     found = []
@@ -114,10 +132,12 @@ def _saves(backend: Backend) -> tuple[Saved, ...]:
     return tuple(found)
 
 
-def _tables(backend: Backend, saves: tuple[Saved, ...]) -> Tables:
+def _tables(backend: Backend, saves: tuple[Saved, ...], version: str, unreadable: str) -> Tables:
     chains = {name: chain for save in saves for table in save.values() for name, chain in table.chains.items()}
     return Tables(
-        version=Tools(backend, Family.IPV4).version(),
+        version=version,
+        families=frozenset(family for family in Family if binary(backend, family, "-restore")),
+        unreadable=unreadable,
         hinted=any(hint in save["mangle"].chains for save in saves if "mangle" in save for hint in KUBELET_HINTS),
         rules=sum(len(chain.rules) for save in saves for table in save.values() for chain in table.chains.values()),
         proxy_chains=frozenset(name for name in chains if ours(name) and name not in _KUBELET_S),
@@ -167,13 +187,27 @@ def _nft_tables() -> tuple[str, ...]:
     found = []
     try:
         with Netlink(NETLINK_NETFILTER) as link:
-            for body in link.dump(_GETTABLE, _NFGENMSG.pack(0, 0, 0)):
-                name = attributes(body, _NFGENMSG.size).get(_TABLE_NAME, b"").rstrip(b"\0")
+            for body in link.dump(_GETTABLE, NFGENMSG.pack(0, 0, 0)):
+                name = attributes(body, NFGENMSG.size).get(_TABLE_NAME, b"").rstrip(b"\0")
                 if name == b"kube-proxy":
                     found.append(f"{_NFT_FAMILIES.get(body[0], body[0])} kube-proxy")
     except OSError:
         return ()
     return tuple(sorted(set(found)))
+
+
+def _sets() -> tuple[str, ...]:
+    """The ipsets of kube-proxy's IPVS mode. Not asked for where the module isn't loaded, since that would load it."""
+    if not Path("/sys/module/ip_set").exists():
+        return ()
+    body = NFGENMSG.pack(0, 0, 0) + attribute(_SET_PROTOCOL, b"\x06") + attribute(_SET_FLAGS, _NAMES_ONLY)
+    try:
+        with Netlink(NETLINK_NETFILTER) as link:
+            found = [attributes(one, NFGENMSG.size)[_SET_NAME] for one in link.dump(_LIST_SETS, body)]
+    except OSError:
+        return ()
+    names = {name.rstrip(b"\0").decode() for name in found}
+    return tuple(sorted(name for name in names if name.startswith("KUBE-")))
 
 
 def _virtual_servers() -> int:

@@ -169,11 +169,23 @@ def test_leftovers_of_ipvs_mode(host: Host) -> None:
     assert host.diagnose().status == 0
 
 
+def test_sets_of_ipvs_mode(host: Host) -> None:
+    host.namespace.run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])
+    host.namespace.run(["ipset", "create", "mine", "hash:ip"])
+    report = host.diagnose()
+    assert (report.status, set(report.complaints)) == (0, {("warn", "leftovers")})
+    assert report.complaints["warn", "leftovers"].endswith(": KUBE-CLUSTER-IP\n")
+    host.namespace.run(["ipset", "destroy", "KUBE-CLUSTER-IP"])
+    assert host.diagnose().complaints == {}
+
+
 def test_leftovers_of_nftables_mode(host: Host) -> None:
-    host.namespace.run(["nft", "add table ip kube-proxy; add table ip6 kube-proxy; add table inet mine"])
+    host.namespace.run(
+        ["nft", "add table ip kube-proxy; add table ip6 kube-proxy; add table inet kube-proxy; add table inet mine"]
+    )
     report = host.diagnose()
     assert (report.status, set(report.complaints)) == (1, {("fail", "leftovers")})
-    for advice in ("nft delete table ip kube-proxy", "nft delete table ip6 kube-proxy"):
+    for advice in (f"nft delete table {family} kube-proxy" for family in ("ip", "ip6", "inet")):
         assert advice in report.unbroken
         host.namespace.run(advice.split())
     assert host.diagnose().status == 0
@@ -280,7 +292,8 @@ def test_somebody_holds_the_lock(host: Host) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Nor can a rule be tried meanwhile; in the end, the tool gives up.
         report = host.diagnose()
-    assert ("warn", "lock") in report.complaints
+    assert report.complaints.keys() == {("warn", "lock"), ("warn", "rules")}
+    assert "try again when it is free" in report.text
     assert host.diagnose().complaints == {}
 
 
@@ -298,6 +311,40 @@ def test_no_iptables_at_all(host: Host) -> None:
     report = host.diagnose(environment={"PATH": "/usr/local/bin:/usr/bin:/bin"}, prefix=prefix)
     assert report.status == 1
     assert report.complaints["fail", "backend"] == "no iptables is installed\n"
+
+
+def test_ip6tables_is_missing(host: Host) -> None:
+    hide = "mkdir $0/sbin && cp -a /usr/sbin/*tables* $0/sbin && rm $0/sbin/ip6tables* && mount --make-rprivate /"
+    prefix = ["unshare", "-m", "sh", "-c", f'{hide} && mount --bind $0/sbin /usr/sbin && exec "$@"', str(host.folder)]
+    host.load(Backend.NFT, HINT)
+    report = host.diagnose(prefix=prefix)
+    assert (report.status, set(report.complaints)) == (0, {("warn", "iptables")})
+    assert "no IPv6 rules" in report.complaints["warn", "iptables"]
+
+
+def test_a_table_of_iptables_holds_what_iptables_can_t_read(host: Host) -> None:
+    """Nor could the agent; all else is told nevertheless."""
+    mine = "add map ip nat mine { type ipv4_addr : ipv4_addr; }; add rule ip nat PREROUTING dnat to ip daddr map @mine"
+    chain = "add chain ip nat PREROUTING { type nat hook prerouting priority -100; }"
+    host.namespace.run(["nft", f"add table ip nat; {chain}; {mine}"])
+    report = host.diagnose()
+    assert (report.status, set(report.complaints)) == (1, {("fail", "backend")})
+    assert "table nat holds rules of nft that iptables can't read" in report.unbroken
+    assert ("ok", "rules") in report.lines("ok")
+
+
+def test_without_rights_in_this_network_namespace_nothing_is_claimed(host: Host) -> None:
+    with host.namespace.entered():
+        command = ["unshare", "-Ur", sys.executable, "-m", "kpx", "doctor"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_kubelet_uses_the_other_backend(host: Host) -> None:
+    host.load(Backend.NFT, HINT)
+    report = host.diagnose("--backend", "legacy")
+    assert (report.status, set(report.complaints)) == (0, {("warn", "backend")})
+    assert "kubelet uses nft" in report.text
 
 
 def test_json_tells_the_same(host: Host) -> None:
