@@ -46,7 +46,9 @@ def command(config_file: str | None, backend: str, as_json: bool) -> None:
 
 
 def _print(out: Console, finding: Finding) -> None:
-    level = (f"{finding.level:<4}", _COLOURS[finding.level])
-    put(out, Text.assemble(level, f"  {finding.check:<10}  {finding.message}"), hanging=_MESSAGES)
+    label = Text.assemble((f"{finding.level:<4}", _COLOURS[finding.level]), f"  {finding.check:<10}  ")
+    for line in Text(finding.message).wrap(out, max(out.width - _MESSAGES, 20)):
+        out.print(label + line, soft_wrap=True)
+        label = Text(" " * _MESSAGES)
     if finding.advice:
         put(out, Text(f"-> {finding.advice}"), _MESSAGES, 3)
