@@ -186,6 +186,9 @@ def _quick_test(text: str) -> Test | None:
     return _test(_HEAD[f"-{found[1]}"], Option(found[0], (found[2],))) if found else None
 
 
+_AT_HOST = re.compile(r"(?:(?:! )?-s \S+ )?-d ([^\s/]+)/(\d+) ")
+"""A rule for one destination, of whatever source: kube-proxy before 1.24 marks so what comes from outside."""
+
 _AT_PORT = re.compile(
     r"-p (tcp|udp|sctp) (?:-m comment --comment (?:[^\s\"]+|\"[^\"\\\\]*\") )?"
     r"(?:-m addrtype --dst-type LOCAL )?-m \1 --dport ([0-9]{1,5}) "
@@ -210,11 +213,10 @@ class Chain:
         return len(self._texts)
 
     def _place(self, rule: str) -> list[int]:
-        if rule.startswith("-d "):
-            host, _, length = rule[3 : rule.find(" ", 3)].partition("/")
-            if length == str(self._family.host_bits):
+        if rule.startswith(("-d ", "! -s ", "-s ")) and (found := _AT_HOST.match(rule)):
+            if found[2] == str(self._family.host_bits):
                 with suppress(OSError, ValueError):
-                    return self._by_host[number(host)]
+                    return self._by_host[number(found[1])]
         elif rule.startswith("-p ") and (found := _AT_PORT.match(rule)):
             return self._by_port[int(found[2])]
         return self._others

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet
+from kpx.analysis.match import State
+from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, number
 from kpx.analysis.simulate import Simulator, Tables, WaysError, tables_of_save, translated_to
 from kpx.family import Family
 from kpx.netfilter.ruleset import Rules
 from kpx.netfilter.save import parse_save
 from kpx.netfilter.tools import Backend
-from tests.kernel import BACKENDS, Namespace, needs_kernel
+from tests.kernel import BACKENDS, KUBE_PROXY_1_20, Namespace, needs_kernel
 from tests.netfilter.sketch import sketch
 
 HOST = Host(["10.200.0.2", "fd00:200::2"])
@@ -575,3 +576,14 @@ def test_the_kernel_counts_packets_where_the_simulator_sees_them(backend: Backen
         matched += expected.total()
         assert expected == +counted, f"seed {seed}"
     assert matched > 12 * SENDS
+
+
+def test_of_an_old_kube_proxys_services_a_packet_is_compared_with_its_own() -> None:
+    """Its rules that mark what comes from outside the cluster begin with the source, but are for one address each."""
+    tables, _ = tables_of_save(parse_save((KUBE_PROXY_1_20 / "ipv4.save").read_text()))
+    chain = Simulator(tables, Family.IPV4, Host(None)).chain("nat", "KUBE-SERVICES")
+    assert chain
+    rules = tables["nat"]["KUBE-SERVICES"]
+    for address in ("10.96.1.10", "10.96.1.12", "203.0.113.50", "8.8.8.8"):
+        met = chain.candidates([State(number("10.244.0.9"), number(address), 80, 0)])
+        assert [rules[one - 1] for one in met] == [one for one in rules if address in one or "-d " not in one]
