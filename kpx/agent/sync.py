@@ -43,6 +43,10 @@ CHUNK = 20
 """How many Services to compile before other tasks get their turn: some 3 ms."""
 PROGRESS_SECONDS = 2.0
 """How often a long load tells how far it is."""
+LEISURE = 3.0
+"""How long a verification rests after each step, in times of what the step took."""
+
+ChainKey = tuple[TableName, str]
 
 
 @dataclass(slots=True)
@@ -66,11 +70,6 @@ class Synced:
     touched: frozenset[ServiceKey]
     full: bool
 
-
-LEISURE = 3.0
-"""How long a verification rests after each step, in times of what the step took."""
-
-ChainKey = tuple[TableName, str]
 
 
 @dataclass(slots=True)

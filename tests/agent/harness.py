@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 NODE = "node-0"
 KINDS = ("Service", "EndpointSlice", "Node")
 HEALTH_PORT, METRICS_PORT = 10256, 10249
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds to wait for anything: only a bound for a hang, since the machine may be busy."""
 
 Server = ApiServer | ApiServerProcess

@@ -32,7 +32,7 @@ SEEDS = range(1, 1 + int(os.environ.get("KPX_SEEDS", "6")))
 PARALLEL = 6
 CHANGES = 500
 PAUSE = 0.04
-PATIENCE = 75.0
+PATIENCE = 150.0
 """A watch may have stalled at the very end: it is doubted after 20 s, and several failures mean long pauses."""
 
 WEATHER: Sequence[Faults] = (

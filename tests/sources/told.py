@@ -94,7 +94,7 @@ def expected(server: ApiServer, node: str = "node-0") -> dict[Key, Object]:
     return objects
 
 
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until something is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -141,7 +141,7 @@ async def connected(kubeconfig: Path) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def agreed(told: Told, server: ApiServer, seconds: float = 60.0) -> None:
+async def agreed(told: Told, server: ApiServer, seconds: float = 120.0) -> None:
     """Wait until all that is told is all there is."""
     await until(told.complete, seconds)
     version, objects = server.version, expected(server)
