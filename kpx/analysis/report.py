@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from kpx.analysis.match import Step
-from kpx.analysis.packet import Host, Outcome, Packet
+from kpx.analysis.packet import Outcome, Packet
 from kpx.analysis.simulate import Path, Simulator
 from kpx.netfilter.owners import is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, format_rule, parse_rule
@@ -20,25 +20,30 @@ NameOf = Callable[[str], str | None]
 """What a chain is called beside its hash: `shop/web:http`, an endpoint's with `-> address:port`; None if unknown."""
 
 
-class PacketReport(Part):
-    """The packet that was traced, and the rules that it was sent through."""
+class AskedPacket(Part):
+    """The first packet of a connection, as it comes in."""
 
-    rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
-    host_known: bool = Field(
-        description="whether the host's addresses are known; if not, endpoints are taken to be elsewhere"
-    )
     protocol: str
     source: str
     source_port: int | None = Field(description="null if not given")
     destination: str
     destination_port: int = Field(description="0 for protocols without ports")
-    origin: Literal["pod", "outside", "node"]
-    in_interface: str | None
+    origin: Literal["pod", "outside", "node"] = Field(description="where it comes from")
+    in_interface: str | None = Field(description="null if not known, empty if there is none")
     out_interface: str | None
     mark: int
     ctstate: str
     known: Mapping[str, float] = Field(
         description="lists of xt_recent that the sender is on, with the seconds since it was put there"
+    )
+
+
+class PacketReport(AskedPacket):
+    """The packet that was traced, and the rules that it was sent through."""
+
+    rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
+    host_known: bool = Field(
+        description="whether the host's addresses are known; if not, endpoints are taken to be elsewhere"
     )
 
 
@@ -102,7 +107,9 @@ def trace(
     for path in paths:
         shares[path.outcome] = shares.get(path.outcome, Fraction(0)) + path.probability
     return Trace(
-        packet=_packet(packet, known or {}, rules, simulator.host),
+        packet=PacketReport(
+            rules=printable(rules), host_known=simulator.host.known, **packet_fields(packet, known or {})
+        ),
         outcomes=outcome_reports(shares),
         paths=[_path(path, name_of) for path in paths],
     )
@@ -110,42 +117,44 @@ def trace(
 
 def outcome_reports(shares: Mapping[Outcome, Fraction]) -> Sequence[OutcomeReport]:
     """Outcomes as data, the likeliest first."""
-    return [_outcome(one, shares[one]) for one in sorted(shares, key=lambda one: (-shares[one], one))]
+    return [
+        OutcomeReport(**outcome_fields(one, shares[one])) for one in sorted(shares, key=lambda one: (-shares[one], one))
+    ]
 
 
-def _packet(packet: Packet, known: Mapping[str, float], rules: str, host: Host) -> PacketReport:
-    return PacketReport(
-        rules=printable(rules),
-        host_known=host.known,
-        protocol=packet.protocol,
-        source=packet.source,
-        source_port=packet.source_port,
-        destination=packet.destination,
-        destination_port=packet.destination_port,
-        origin=packet.origin.value,
-        in_interface=packet.in_interface,
-        out_interface=packet.out_interface,
-        mark=packet.mark,
-        ctstate=packet.state,
-        known=dict(known),
-    )
+def packet_fields(packet: Packet, known: Mapping[str, float]) -> Mapping[str, Any]:
+    """The fields of an AskedPacket."""
+    return {
+        "protocol": packet.protocol,
+        "source": packet.source,
+        "source_port": packet.source_port,
+        "destination": packet.destination,
+        "destination_port": packet.destination_port,
+        "origin": packet.origin.value,
+        "in_interface": packet.in_interface,
+        "out_interface": packet.out_interface,
+        "mark": packet.mark,
+        "ctstate": packet.state,
+        "known": {printable(name): seconds for name, seconds in known.items()},
+    }
 
 
-def _outcome(outcome: Outcome, share: Fraction) -> OutcomeReport:
-    return OutcomeReport(
-        share=float(share),
-        exact=str(share),
-        fate=outcome.fate.value,
-        destination=outcome.destination,
-        masqueraded=outcome.masqueraded,
-        detail=printable(outcome.detail),
-    )
+def outcome_fields(outcome: Outcome, share: Fraction) -> Mapping[str, Any]:
+    """The fields of an OutcomeReport."""
+    return {
+        "share": float(share),
+        "exact": str(share),
+        "fate": outcome.fate.value,
+        "destination": outcome.destination,
+        "masqueraded": outcome.masqueraded,
+        "detail": printable(outcome.detail),
+    }
 
 
 def _path(path: Path, name_of: NameOf) -> PathReport:
     names = _names(path, name_of)
     return PathReport(
-        outcome=_outcome(path.outcome, path.probability),
+        outcome=OutcomeReport(**outcome_fields(path.outcome, path.probability)),
         examined=path.examined,
         remembered=sorted(map(printable, path.noted)),
         steps=[_step(step, names) for step in path.steps],

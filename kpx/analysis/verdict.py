@@ -1,6 +1,6 @@
 """What `kpx verify` tells, as data: the shape of its `--json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from kpx.analysis.checks import Finding
 from kpx.analysis.equivalence import Example, Share
+from kpx.analysis.report import AskedPacket, OutcomeReport, outcome_fields, packet_fields
 from kpx.family import Family
 from kpx.printable import printable
 from kpx.shape import Part
@@ -47,33 +48,16 @@ class Verification(Part):
         return not any(one.findings for one in self.verified)
 
 
-class ShareReport(Part):
+class ShareReport(OutcomeReport):
     """One thing that can become of the example packet."""
 
-    share: float = Field(description="probability, rounded to a float", ge=0, le=1)
-    exact: str = Field(description="probability as a fraction")
-    fate: Literal["translated", "untouched", "rejected", "dropped", "unknown"]
-    destination: str = Field(description="where a translated packet arrives, as address:port, else empty")
-    masqueraded: bool
-    detail: str
     noted: tuple[str, ...] = Field(description="lists of xt_recent that the sender is put on")
 
 
-class ExampleReport(Part):
+class ExampleReport(AskedPacket):
     """A packet that tells two rulesets apart."""
 
-    protocol: str
-    source: str
-    source_port: int
-    destination: str
-    destination_port: int
-    origin: Literal["pod", "outside", "node"]
-    in_interface: str | None
-    out_interface: str | None
-    mark: int
-    ctstate: str
     addresses: tuple[str, ...] = Field(description="addresses that have to be the host's own")
-    known: Mapping[str, float] = Field(description="lists of xt_recent that know the sender, with the seconds")
     assumed: tuple[str, ...] = Field(description="what else has to hold, in words")
     outcomes: tuple[tuple[ShareReport, ...], tuple[ShareReport, ...]] = Field(description="on both sides")
 
@@ -110,35 +94,16 @@ def equivalence_report(
 
 
 def _example(one: Example) -> ExampleReport:
-    packet = one.packet
     return ExampleReport(
-        protocol=packet.protocol,
-        source=packet.source,
-        source_port=packet.source_port,
-        destination=packet.destination,
-        destination_port=packet.destination_port,
-        origin=packet.origin.value,
-        in_interface=packet.in_interface,
-        out_interface=packet.out_interface,
-        mark=packet.mark,
-        ctstate=packet.state,
         addresses=one.addresses,
-        known={printable(name): age for name, age in one.known.items()},
         assumed=tuple(map(printable, one.assumed)),
         outcomes=(_shares(one.sides[0]), _shares(one.sides[1])),
+        **packet_fields(one.packet, one.known),
     )
 
 
 def _shares(side: Sequence[Share]) -> tuple[ShareReport, ...]:
     return tuple(
-        ShareReport(
-            share=float(one.probability),
-            exact=str(one.probability),
-            fate=one.outcome.fate.value,
-            destination=one.outcome.destination,
-            masqueraded=one.outcome.masqueraded,
-            detail=printable(one.outcome.detail),
-            noted=tuple(map(printable, one.noted)),
-        )
+        ShareReport(noted=tuple(map(printable, one.noted)), **outcome_fields(one.outcome, one.probability))
         for one in side
     )

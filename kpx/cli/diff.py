@@ -1,8 +1,10 @@
 """`kpx diff`."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import click
@@ -11,7 +13,7 @@ from pydantic import Field
 from kpx import host
 from kpx.cli import review
 from kpx.cli.inputs import FAMILIES, Inputs, backend_option, object_options_but_layout, read_inputs, tools_for
-from kpx.cli.output import json_options, json_text
+from kpx.cli.output import columns, json_options, json_text
 from kpx.compiler.compile import Layout
 from kpx.compiler.names import SERVICES
 from kpx.errors import KpxError
@@ -70,7 +72,7 @@ def command(
     in what happens to packets, not in how rules are laid out. Against other manifests it tells, per Service, what a
     change from those to these means for the node: a review.
 
-    Exit status 0: no difference, 1: there are some.
+    Rules are printed in a line each, wrapped on a terminal. Exit status 0: no difference, 1: there are some.
 
     \b
     Example:
@@ -137,10 +139,17 @@ def _text(found: Differences) -> str:
         for owner, some in of_family.items()
         for line in (
             printable(owner) if len(found) == 1 else f"{printable(owner)} ({family})",
-            *(f"  {printable(line)}" for one in some for line in one.lines()),
+            *(_fitting(f"  {printable(line)}") for one in some for line in one.lines()),
         )
     ]
     return "\n".join(lines) if lines else "same"
+
+
+def _fitting(line: str) -> str:
+    """A line as wide as the terminal; whole where others than people read it."""
+    if not sys.stdout.isatty():
+        return line
+    return fill(line, columns(), subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
 
 
 def _markdown(found: Differences) -> str:

@@ -14,7 +14,7 @@ from kpx.cli.output import json_options, json_text, page, put, share
 from kpx.cli.rules import Held, RuleSource, rule_options
 from kpx.errors import InputError
 from kpx.explain.explain import explain
-from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport, UseReport, WayReport
+from kpx.explain.report import EndpointReport, Explanation, ServicePortReport, UseReport, WayReport
 from kpx.explain.rules_alone import explain_rules
 from kpx.explain.world import World
 from kpx.family import Family, host_port
@@ -39,7 +39,7 @@ def command(source: RuleSource, asked: str, family: str | None, everything: bool
 
     \b
     Example:
-      kpx explain shop/web -f shop/ --config config.yaml --node node-0 --rules dump.save
+      kpx explain shop/web -f shop/ --config config.yaml --rules dump.save
     """
     families = FAMILIES[family] if family else source.families
     if source.inputs:
@@ -84,20 +84,23 @@ def _print(out: Console, found: Explanation, shown: int) -> None:
     put(out, Text(found.about, "bold"))
     where = f" on node {found.node}" if found.node else ""
     put(out, Text(f"rules of {found.rules}{where}", "dim"))
-    _print_findings(out, found.findings)
+    _print_findings(out, found)
     for port in found.ports:
         _print_port(out, port, shown)
+
+
+def _print_findings(out: Console, found: Explanation) -> None:
+    """What is wrong comes first, each thing once, with the ports that it concerns unless it is all."""
+    for one in found.every_finding:
+        ports = [f"{port.name} ({port.family})" for port in found.ports if one in port.findings]
+        whom = f"{', '.join(ports)}: " if 0 < len(ports) < len(found.ports) else ""
+        out.print()
+        put(out, Text.assemble(("! ", "bold yellow"), whom, one.what), 0, 2)
+        if one.advice:
+            put(out, Text.assemble(("What to do: ", "bold"), one.advice), 2, 2)
     if not found.every_finding:
         out.print()
         put(out, Text("Nothing is wrong with it, as far as can be seen here.", "green"))
-
-
-def _print_findings(out: Console, findings: Sequence[Finding]) -> None:
-    for one in findings:
-        out.print()
-        put(out, Text.assemble(("! ", "bold yellow"), one.what), 0, 2)
-        if one.advice:
-            put(out, Text.assemble(("What to do: ", "bold"), one.advice), 2, 2)
 
 
 def _print_port(out: Console, port: ServicePortReport, shown: int) -> None:
@@ -112,7 +115,6 @@ def _print_port(out: Console, port: ServicePortReport, shown: int) -> None:
     if port.endpoints:
         put(out, Text("endpoints"), 2)
         _print_endpoints(out, port.endpoints, shown)
-    _print_findings(out, port.findings)
 
 
 def _remarks(port: ServicePortReport) -> Iterator[str]:
@@ -194,23 +196,41 @@ def _end(one: OutcomeReport) -> str:
 
 
 def _print_endpoints(out: Console, endpoints: Sequence[EndpointReport], shown: int) -> None:
+    """A table, or lines if names and addresses are too long to stand side by side."""
     order = sorted(endpoints, key=lambda one: (one.takes_part, not one.why_not))
     listed = [one for one in endpoints if one in order[:shown]]
+    filled = [column for column in ([one.pod for one in listed], [one.node for one in listed]) if any(column)]
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    for _ in range(4):
-        table.add_column(overflow="fold")
-    for one in listed:
-        mark = Text("+", "green") if one.takes_part else Text("-", "red")
-        why = (
-            one.why_not
-            if not one.takes_part
-            else f"takes part; not always: {one.why_not}"
-            if one.why_not
-            else "takes part"
-        )
-        if one.takes_part and one.weight not in (None, DEFAULT_WEIGHT):
-            why += f", weight {one.weight}"
-        table.add_row(Text.assemble("    ", mark, " ", one.address), Text(one.pod), Text(one.node), Text(why))
-    out.print(table)
+    for _ in range(len(filled) + 1):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, one in enumerate(listed):
+        names = (Text(column[number]) for column in filled)
+        table.add_row(Text.assemble("    ", _mark(one), " ", one.address), *names, _part(one))
+    lengths = (max(map(len, column)) for column in ([one.address for one in listed], *filled))
+    room = out.width - 6 - sum(length + 2 for length in lengths)
+    if room >= _LEAST_ROOM:
+        out.print(table)
+    else:
+        for one in listed:
+            put(out, Text.assemble(_mark(one), " ", one.address, "  ", _part(one)), 4)
+            if one.pod or one.node:
+                put(out, Text(" ".join(filter(None, (one.pod, f"on {one.node}" if one.node else ""))), "dim"), 8)
     if len(endpoints) > shown:
         put(out, Text(f"… and {len(endpoints) - shown} more that take part (--all lists them)", "dim"), 4)
+
+
+_LEAST_ROOM = 30
+"""Columns that the table of endpoints needs beside names and addresses."""
+
+
+def _mark(one: EndpointReport) -> Text:
+    return Text("+", "green") if one.takes_part else Text("-", "red")
+
+
+def _part(one: EndpointReport) -> str:
+    """Whether an endpoint takes part, and why not."""
+    if not one.takes_part:
+        return one.why_not
+    part = f"takes part; not always: {one.why_not}" if one.why_not else "takes part"
+    return part if one.weight in (None, DEFAULT_WEIGHT) else f"{part}, weight {one.weight}"

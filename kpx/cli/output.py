@@ -12,8 +12,14 @@ from rich.console import Console
 from rich.text import Text
 
 from kpx.analysis.words import share as share
+from kpx.family import host_port
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def columns() -> int:
+    """How wide the terminal is; 80 if standard output is none."""
+    return Console().width if sys.stdout.isatty() else 80
 
 
 @contextmanager
@@ -22,8 +28,7 @@ def page() -> Iterator[Console]:
 
     Colours only on a terminal; texts are printed as they are, without markup.
     """
-    width = None if sys.stdout.isatty() else 80
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = Console(width=columns(), highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         yield console
     click.echo("\n".join(line.rstrip() for line in captured.get().split("\n")), nl=False)
@@ -33,6 +38,11 @@ def put(console: Console, text: Text, indent: int = 0, hanging: int = 4) -> None
     """Print a text `indent` columns from the left, and `hanging` more where it goes on in another line."""
     for number, line in enumerate(text.wrap(console, max(console.width - indent - hanging, 20))):
         console.print(Text(" " * (indent + (hanging if number else 0))) + line, soft_wrap=True)
+
+
+def place_of(address: str, port: int | None) -> str:
+    """`address:port`, or the address alone where there is no port (None or 0)."""
+    return host_port(address, port) if port else address
 
 
 def json_options(shape: Any, words: str = "Print JSON") -> Callable[[Command], Command]:

@@ -60,7 +60,7 @@ def command(
 
     \b
     Example:
-      kpx render -f shop/ --config config.yaml --node node-0 | iptables-restore --noflush
+      kpx render -f shop/ --config config.yaml | iptables-restore --noflush
     """
     inputs = read_inputs(files, node, config_file, layout, keep_going)
     form = "json" if as_json else form

@@ -1,7 +1,7 @@
 """What `kpx diff` prints of two revisions of manifests."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
+from textwrap import TextWrapper
 from typing import Annotated, NoReturn
 
 import click
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kpx.api import Node
 from kpx.cli.inputs import Inputs
-from kpx.cli.output import json_text
+from kpx.cli.output import columns, json_text
 from kpx.errors import Problem
 from kpx.family import Family
 from kpx.model.cluster import cluster_of, without_conflicts
@@ -18,8 +18,6 @@ from kpx.model.node import node_view
 from kpx.model.review import Finding, Revision, review
 
 log = structlog.get_logger()
-
-_WRAP = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 Reviews = Annotated[
     Mapping[Family, Sequence[Finding]],
@@ -62,8 +60,9 @@ def _json(found: Reviews) -> str:
 
 
 def _text(found: Reviews) -> str:
+    wrapper = TextWrapper(columns(), subsequent_indent="    ", break_on_hyphens=False)
     lines = [
-        _WRAP.fill(f"{_subject(found, family, one)}: {_sentence(one)}")
+        wrapper.fill(f"{_subject(found, family, one)}: {_sentence(one)}")
         for family, some in found.items()
         for one in some
     ]

@@ -164,10 +164,10 @@ def _table(found: Traffic, endpoints: bool, rows: int) -> Group:
         f", {found.rate:.1f} new per second" if found.rate is not None else "",
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("Service port" if not endpoints else "Service port, endpoint", overflow="ellipsis", no_wrap=True)
-    table.add_column("Protocol")
-    table.add_column("New/s", justify="right", style="green")
-    table.add_column("Total", justify="right")
+    table.add_column("Service port" if not endpoints else "Service port, endpoint", overflow="fold")
+    table.add_column("Protocol", no_wrap=True)
+    table.add_column("New/s", justify="right", style="green", no_wrap=True)
+    table.add_column("Total", justify="right", no_wrap=True)
     lines = [line for one in found.services for line in _lines(one, endpoints)]
     for line in lines[:rows]:
         table.add_row(*line)

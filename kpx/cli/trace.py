@@ -14,11 +14,11 @@ from kpx.analysis.notation import parse_flow, parse_place
 from kpx.analysis.packet import Fate, Origin, Packet, endpoint, number
 from kpx.analysis.report import OutcomeReport, PathReport, StepReport, Trace, segments, trace, unknowns
 from kpx.analysis.simulate import TARGETS, Simulator
-from kpx.cli.output import json_options, json_text, page, put, share
+from kpx.cli.output import json_options, json_text, page, place_of, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.compiler import names
 from kpx.errors import KpxError
-from kpx.family import Family, host_port
+from kpx.family import Family
 from kpx.model.cluster import cluster_of
 from kpx.printable import excerpt
 
@@ -158,11 +158,11 @@ def _known(simulator: Simulator, packet: Packet, words: Sequence[str]) -> Mappin
 
 def _print(out: Console, found: Trace, shown: int) -> None:
     packet = found.packet
-    source = _place(packet.source, packet.source_port)
-    destination = _place(packet.destination, packet.destination_port or None)
+    source = place_of(packet.source, packet.source_port)
+    destination = place_of(packet.destination, packet.destination_port)
     where = {"pod": "from a pod", "outside": "from outside", "node": "from the node itself"}[packet.origin]
-    out.print(Text(f"{packet.protocol} {source} -> {destination}", "bold"), Text(f"{where}, {packet.ctstate}"))
-    out.print(Text(f"through the rules of {packet.rules}", "dim"))
+    put(out, Text.assemble((f"{packet.protocol} {source} -> {destination}", "bold"), f" {where}, {packet.ctstate}"))
+    put(out, Text(f"through the rules of {packet.rules}", "dim"))
     if not packet.host_known:
         put(out, Text("the node's addresses aren't known (--node-address): endpoints are taken to be elsewhere", "dim"))
     for title, ways in _by_segment(found.paths):
@@ -170,15 +170,12 @@ def _print(out: Console, found: Trace, shown: int) -> None:
         out.print(Text(title, "bold"))
         _print_ways(out, ways, 2, shown)
     out.print()
-    out.print(_outcome_table(found.outcomes, found.paths))
+    _print_outcomes(out, found, shown)
     for what in unknowns(found):
         put(out, Text(f"can't be known: {what}", "yellow"))
     if unknowns(found):
-        out.print("Options that may help: --interface, --out-interface, --node-address, --bridged, a source port.")
-
-
-def _place(address: str, port: int | None) -> str:
-    return address if port is None else host_port(address, port)
+        help_ = "Options that may help: --interface, --out-interface, --node-address, --bridged, a source port."
+        put(out, Text(help_))
 
 
 Way = tuple[tuple[StepReport, ...], Fraction]
@@ -259,6 +256,7 @@ def _is_chain(target: str) -> bool:
 _CHANCE = re.compile(r"-m statistic --mode random --probability ([0-9.]+)")
 _TURN = re.compile(r"-m statistic --mode nth --every (\d+) --packet 0")
 _HASH = re.compile(r'-m bpf --bytecode "[^"]*"')
+_WHOLE = re.compile(" --mask (?:255.255.255.255|ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff) --rsource")
 _IDLE = re.compile(r" ?-m (?:tcp|udp|sctp)(?= -m |$)")
 
 
@@ -267,7 +265,7 @@ def _plain_match(match: str) -> str:
     simple = _CHANCE.sub(lambda found: f"by chance, {share(found[1])}", match)
     simple = _TURN.sub(lambda found: f"every {found[1]}. in turn", simple)
     simple = _HASH.sub("by a hash of the source", simple)
-    return _IDLE.sub("", simple).replace(" --mask 255.255.255.255 --rsource", "").strip()
+    return _WHOLE.sub("", _IDLE.sub("", simple)).strip()
 
 
 _FATES = {
@@ -279,24 +277,35 @@ _FATES = {
 }
 
 
-def _outcome_table(outcomes: Sequence[OutcomeReport], paths: Sequence[PathReport]) -> Table:
-    rows = [("Share", "Outcome", "Arrives at", "Source", "By")]
-    for one in outcomes:
-        last = next(path for path in paths if path.outcome.model_copy(update=_shares(one)) == one).steps[-1:]
-        fate = Fate(one.fate)
-        refused = fate in (Fate.REJECTED, Fate.DROPPED)
-        by = f"{last[0].table} {last[0].chain} {last[0].position or 'policy'}" if refused and last else ""
-        source = "" if refused or fate is Fate.UNKNOWN else "masqueraded" if one.masqueraded else "kept"
-        outcome = f"{_FATES[fate]}: {one.detail}" if fate is Fate.REJECTED else _FATES[fate]
-        rows.append((share(one.exact), outcome, one.destination, source, by))
+def _print_outcomes(out: Console, found: Trace, shown: int) -> None:
+    """A table, the likeliest first."""
+    last = {_what(path.outcome): path.steps[-1] for path in reversed(found.paths) if path.steps}
+    rows = [_row(one, last.get(_what(one))) for one in found.outcomes[:shown]]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    filled = [column for column in range(5) if any(row[column] for row in rows[1:])]
+    filled = [column for column in range(len(_HEAD)) if any(row[column] for row in rows)]
     for column in filled:
-        table.add_column(rows[0][column], overflow="fold")
-    for row in rows[1:]:
+        table.add_column(_HEAD[column], overflow="fold", no_wrap=_HEAD[column] in ("Share", "Arrives at"))
+    for row in rows:
         table.add_row(*(row[column] for column in filled))
-    return table
+    out.print(table)
+    if rest := found.outcomes[shown:]:
+        left = sum((Fraction(one.exact) for one in rest), Fraction(0))
+        put(out, Text(f"… {len(rest)} more outcomes, {share(left)} of packets (--all prints them)", "dim"))
 
 
-def _shares(one: OutcomeReport) -> Mapping[str, object]:
-    return {"share": one.share, "exact": one.exact}
+_HEAD = ("Share", "Outcome", "Arrives at", "Source", "By")
+
+
+def _what(one: OutcomeReport) -> tuple[str, str, bool, str]:
+    """An outcome without its share."""
+    return one.fate, one.destination, one.masqueraded, one.detail
+
+
+def _row(one: OutcomeReport, last: StepReport | None) -> tuple[str, ...]:
+    """A line of the table; `last` is the rule that the packet met last."""
+    fate = Fate(one.fate)
+    refused = fate in (Fate.REJECTED, Fate.DROPPED)
+    by = f"{last.table} {last.chain} {last.position or 'policy'}" if refused and last else ""
+    source = "" if refused or fate is Fate.UNKNOWN else "masqueraded" if one.masqueraded else "kept"
+    outcome = f"{_FATES[fate]}: {one.detail}" if fate is Fate.REJECTED else _FATES[fate]
+    return share(one.exact), outcome, one.destination, source, by

@@ -22,10 +22,10 @@ from kpx.analysis.verdict import (
     rules_report,
 )
 from kpx.cli.inputs import FAMILIES
-from kpx.cli.output import json_options, json_text, page, put, share
+from kpx.cli.output import json_options, json_text, page, place_of, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
-from kpx.family import Family, host_port
+from kpx.family import Family
 from kpx.netfilter.backend import available
 from kpx.netfilter.save import parse_save
 from kpx.netfilter.tools import Tools, binary
@@ -50,14 +50,14 @@ def command(source: RuleSource, equivalent: tuple[str, str] | None, family: str 
 
     Looks at the rules in the kernel, or with --rules at those of an iptables-save dump (kube-proxy's too), or with -f
     at those that manifests compile to. With --equivalent, compares two rulesets instead: every class of packets that
-    any rule tells apart, with exact probabilities; so `same` is a proof.
+    any rule tells apart, with exact probabilities; so `equivalent` is a proof.
 
     Exit status 0: nothing found, or equivalent; 1: findings, or not equivalent.
 
     \b
     Example:
       kpx verify --rules dump.save
-      kpx verify --equivalent kube-proxy.save shop/ --config config.yaml --node node-0
+      kpx verify --equivalent dump.save shop/ --config config.yaml --node node-0
     """
     if equivalent:
         raise SystemExit(_compare(source, equivalent, family, as_json))
@@ -173,8 +173,8 @@ def _print_example(out: Console, one: ExampleReport, names: tuple[str, str]) -> 
     put(
         out,
         Text(
-            f"{one.protocol} {host_port(one.source, one.source_port)} -> "
-            f"{host_port(one.destination, one.destination_port)}, {where}, {one.ctstate}{mark}",
+            f"{one.protocol} {place_of(one.source, one.source_port)} -> "
+            f"{place_of(one.destination, one.destination_port)}, {where}, {one.ctstate}{mark}",
             "bold",
         ),
         2,

@@ -165,9 +165,11 @@ def _chain(asked: str, every: Mapping[tuple[str, str], _Found], simulator: Simul
     tables = [table for table, chains in simulator.tables.items() if asked in chains]
     if not some:
         owner = next((chain_owners(simulator.tables[table]).get(asked) for table in tables), None)
-        sizes = ", ".join(f"{len(simulator.tables[table][asked])} rules in table {table}" for table in tables)
-        whose = f" of {owner}" if owner else ""
-        return f"chain {asked}{whose}: {sizes}; no Service's packets are led there", ()
+        counts = {table: len(simulator.tables[table][asked]) for table in tables}
+        sizes = ", ".join(f"{n} rule{'' if n == 1 else 's'} in table {table}" for table, n in counts.items())
+        if not is_own_chain(asked) and not owner:
+            return f"chain {asked}: {sizes}; it isn't one Service's alone (`kpx graph` shows where it stands)", ()
+        return f"chain {asked}{f' of {owner}' if owner else ''}: {sizes}; no Service's packets are led there", ()
     place = some[0].endpoints.get(asked)
     return f"chain {asked} of {_names(some)}" + (f": endpoint {place}" if place else ""), some
 
