@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from kpx.cli import COMMANDS
 from tests.cli.inprocess import run
 from tests.cli.scenes import LONGEST, ROOT, SHOP, Scene, broken, crowded, long, questions, recorded
+from tests.kernel import Namespace, needs_kernel
 
 FOR_PROGRAMS = ("render", "graph")
 """Rules and pictures: as long as they are."""
@@ -48,12 +50,12 @@ def test_nothing_that_matters_is_cut(tmp_path: Path) -> None:
     assert seen == {"explain", "top", "trace"}
 
 
-def on_terminal(width: int, *arguments: str) -> str:
+def on_terminal(width: int, *arguments: str, enter: Callable[[list[str]], list[str]] = list) -> str:
     """What a command prints on a terminal as wide as this, without colours."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     plain = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
-    command = [sys.executable, "-m", "kpx", *arguments]
+    command = enter([sys.executable, "-m", "kpx", *arguments])
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=plain, cwd=ROOT) as running:
         os.close(theirs)
         told = b""
@@ -80,6 +82,15 @@ def test_a_terminal_is_used_as_wide_as_it_is(command: str, tmp_path: Path) -> No
         if width >= 80 and command != "diff":  # a comment in a rule is longer
             assert widest[width] <= width
     assert widest[120] > 80
+
+
+@pytest.mark.kernel
+@needs_kernel
+def test_the_doctor_fits_too(namespace: Namespace) -> None:
+    whole, narrow = (on_terminal(width, "doctor", "--backend", "nft", enter=namespace.enter) for width in (300, 80))
+    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, whole.splitlines()))
+    assert narrow.split() == whole.split()
+    assert max(map(len, namespace.kpx("doctor", "--backend", "nft", check=False).stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", COMMANDS)
