@@ -71,7 +71,6 @@ class Synced:
     full: bool
 
 
-
 @dataclass(slots=True)
 class Look:
     """A look at the kernel that goes on: which chains syncs have changed meanwhile; `void` if perhaps all."""
