@@ -15,9 +15,9 @@ from fractions import Fraction
 
 from kpx.analysis.match import Chain, KernelRule, Scene, State, Step, Trail
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, is_address, number, text
+from kpx.analysis.targets import CHANGES, GOES_ON, REFUSALS, SILENT, TARGETS, change
 from kpx.errors import KpxError
 from kpx.family import Family
-from kpx.netfilter.options import Option
 from kpx.netfilter.ruleset import Rules, Ruleset
 from kpx.netfilter.save import Saved
 
@@ -312,7 +312,7 @@ class _Visit:
     def _is_idle(self, rule: KernelRule, state: State) -> bool:
         """Whether it makes no difference if this packet matches: behind the rule it is where and what it was."""
         if rule.target in TARGETS or rule.parsed.goto:
-            return rule.target in _SILENT
+            return rule.target in SILENT
         aside = _Journey(self.journey.simulator, self.journey.packet, self.journey.known, traced=False)
         visit = _Visit(aside, self.scene)
         visit._above = [*self._above]
@@ -323,19 +323,19 @@ class _Visit:
     def _act(self, step: Step, rule: KernelRule, state: State, weight: Fraction) -> tuple[Weights, Weights]:
         """Carry out a rule's target."""
         target = rule.target
-        if target in _SILENT:
+        if target in SILENT:
             return {state: weight}, {}
         if target == "RETURN":
             return {}, {state: weight}
         if target == "ACCEPT":
             _add(self.accepted, state, weight)
-        elif target in _REFUSALS:
-            self.journey.end(_REFUSALS[target](rule), state, weight)
-        elif target in _CHANGES:
-            changed = _change(rule, state, self.scene)
+        elif target in REFUSALS:
+            self.journey.end(REFUSALS[target](rule), state, weight)
+        elif target in CHANGES:
+            changed = change(rule, state, self.scene)
             if changed is None:
                 self._lost(step, state, weight)
-            elif target in _GOES_ON:
+            elif target in GOES_ON:
                 return {changed: weight}, {}
             else:
                 _add(self.accepted, changed, weight)
@@ -363,140 +363,3 @@ def _add(weights: Weights, state: State, weight: Fraction) -> None:
 def _merge(weights: Weights, more: Weights) -> None:
     for state, weight in more.items():
         _add(weights, state, weight)
-
-
-# ---- targets ----
-
-_SILENT = frozenset(
-    {
-        "",
-        "LOG",
-        "NFLOG",
-        "ULOG",
-        "TRACE",
-        "AUDIT",
-        "CHECKSUM",
-        "TCPMSS",
-        "TCPOPTSTRIP",
-        "CLASSIFY",
-        "DSCP",
-        "TOS",
-        "ECN",
-    }
-    | {"TTL", "HL", "SECMARK", "CONNSECMARK", "RATEEST", "IDLETIMER", "LED", "TEE", "SET"}
-)
-"""Targets, and the lack of one, after which a packet goes on and no rule sees a difference that is known of here."""
-
-
-def _rejected(rule: KernelRule) -> Outcome:
-    kinds = [value for option in rule.parsed.target_options for value in option.values]
-    return Outcome(Fate.REJECTED, detail=" ".join(kinds))
-
-
-_REFUSALS: Mapping[str, Callable[[KernelRule], Outcome]] = {
-    "DROP": lambda rule: Outcome(Fate.DROPPED),
-    "REJECT": _rejected,
-}
-
-
-def _mark(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    """xt_MARK: clear the mask's bits, then XOR the value."""
-    match rule.parsed.target_options:
-        case (Option("--set-xmark", (value,)),):
-            return state._replace(mark=_xmark(state.mark, value))
-    return None
-
-
-def _connmark(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    """xt_connmark. The mark of a connection that is older than the packet isn't known."""
-    options = {option.name: option.values for option in rule.parsed.target_options}
-    if scene.conntrack_state(state) in ("UNTRACKED", "INVALID"):
-        return state
-    if "--set-xmark" in options:
-        (value,) = options["--set-xmark"]
-        return state._replace(connmark=_xmark(state.connmark, value))
-    of_packet, of_connection = (int(options.get(name, ("0xffffffff",))[0], 0) for name in ("--nfmask", "--ctmask"))
-    if "--save-mark" in options:
-        return state._replace(connmark=(state.connmark & ~of_connection) ^ (state.mark & of_packet))
-    if "--restore-mark" in options and scene.packet.state == "NEW":
-        return state._replace(mark=(state.mark & ~of_packet) ^ (state.connmark & of_connection))
-    return None
-
-
-def _xmark(mark: int, value: str) -> int:
-    stored, _, mask = value.partition("/")
-    return mark & ~int(mask or "0xffffffff", 0) ^ int(stored, 0)
-
-
-def _untracked(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    """Without conntrack there is no translation. What comes back through lo has been seen by conntrack already."""
-    names = {option.name for option in rule.parsed.target_options}
-    if rule.target == "NOTRACK" or names == {"--notrack"}:
-        return state if scene.in_interface == "lo" else state._replace(tracked=False)
-    return state if names <= {"--helper", "--ctevents", "--expevents", "--timeout"} else None
-
-
-def _dnat(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    match rule.parsed.target_options:
-        case (Option("--to-destination", (value,)),) | (
-            Option("--persistent"),
-            Option("--to-destination", (value,)),
-        ):
-            host, port = _address_and_port(value)
-            return state._replace(destination=number(host), port=int(port or state.port), translated=True)
-    return None
-
-
-def _redirect(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    """To the host itself: to loopback what it sends itself, else to an address that the interface tells."""
-    ports = [option.values[0] for option in rule.parsed.target_options if option.name == "--to-ports"]
-    if scene.hook != "OUTPUT" or len(ports) < len(rule.parsed.target_options):
-        return None
-    loopback = "127.0.0.1" if scene.packet.family is Family.IPV4 else "::1"
-    return state._replace(destination=number(loopback), port=int(*ports or (state.port,)), translated=True)
-
-
-def _snat(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    values = [option.values[0] for option in rule.parsed.target_options if option.name == "--to-source"]
-    source = number(_address_and_port(values[0])[0]) if len(values) == 1 and "-" not in values[0] else None
-    return state._replace(source=source, masqueraded=True)
-
-
-def _address_and_port(value: str) -> tuple[str, str]:
-    if value.startswith("["):
-        host, _, port = value[1:].partition("]")
-        return host, port.removeprefix(":")
-    if value.count(":") > 1:
-        return value, ""
-    host, _, port = value.partition(":")
-    return host, port
-
-
-def _change(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    try:
-        return _CHANGES[rule.target](rule, state, scene)
-    except (OSError, ValueError, TypeError, IndexError):  # options that make no sense
-        return None
-
-
-def _masquerade(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    return state._replace(source=None, masqueraded=True)
-
-
-_CHANGES: Mapping[str, Callable[[KernelRule, State, Scene], State | None]] = {
-    "MARK": _mark,
-    "CONNMARK": _connmark,
-    "NOTRACK": _untracked,
-    "CT": _untracked,
-    "DNAT": _dnat,
-    "REDIRECT": _redirect,
-    "SNAT": _snat,
-    "MASQUERADE": _masquerade,
-}
-"""Targets that change a packet; the change is None if what they do can't be known."""
-
-_GOES_ON = frozenset({"MARK", "CONNMARK", "NOTRACK", "CT"})
-"""Those of them behind which the packet goes on in the chain."""
-
-TARGETS = _SILENT | _REFUSALS.keys() | _CHANGES.keys() | {"ACCEPT", "RETURN"}
-"""Every target that isn't a chain, as far as it is known here what it does."""

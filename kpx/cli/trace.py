@@ -13,7 +13,8 @@ from rich.text import Text
 from kpx.analysis.notation import parse_flow, parse_place
 from kpx.analysis.packet import Fate, Origin, Packet, endpoint, number
 from kpx.analysis.report import OutcomeReport, PathReport, StepReport, Trace, segments, trace, unknowns
-from kpx.analysis.simulate import TARGETS, Simulator
+from kpx.analysis.simulate import Simulator
+from kpx.analysis.targets import TARGETS
 from kpx.cli.output import json_options, json_text, page, place_of, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.compiler import names
