@@ -128,9 +128,12 @@ class Picture:
         )
 
 
-def picture(tables: Tables) -> Picture:
-    """Draw the proxy's part of tables; other programs' rules are left out."""
-    artist = _Artist(tables)
+def picture(tables: Tables, services: Iterable[str] = ()) -> Picture:
+    """Draw the proxy's part of tables; other programs' rules are left out.
+
+    Of Services only these, each `namespace/name` or `namespace/name:port`; all if none is named.
+    """
+    artist = _Artist(tables, frozenset(services))
     artist.draw()
     return artist.pruned()
 
@@ -138,7 +141,8 @@ def picture(tables: Tables) -> Picture:
 class _Artist:
     """Boxes and arrows while they are drawn."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, services: frozenset[str]) -> None:
+        self.services = services
         self.tables = {name: tables[name] for name in ("nat", "filter") if name in tables}
         self.owners = {name: chain_owners(chains) for name, chains in self.tables.items()}
         self.boxes: dict[str, Box] = {}
@@ -148,11 +152,16 @@ class _Artist:
         for table, chains in self.tables.items():
             for chain, rules in chains.items():
                 if chain in self.owners[table]:
+                    if not self._wanted(self.owners[table][chain]):
+                        continue
                     self._own(table, chain, [_parsed(one) for one in rules])
                 elif ours(chain) and not is_own_chain(chain):
                     self._shared(table, chain, rules, "dispatch")
                 elif not ours(chain):
                     self._shared(table, chain, rules, "hook")
+
+    def _wanted(self, owner: str) -> bool:
+        return not self.services or owner in self.services or owner.partition(":")[0] in self.services
 
     def pruned(self) -> Picture:
         """Without shared chains that lead to nothing."""
@@ -187,9 +196,11 @@ class _Artist:
         here = _id(table, chain)
         marks: dict[str, list[Rule]] = defaultdict(list)
         for position, text in enumerate(rules, 1):
+            owner = rule_owner(text)
+            if owner and not self._wanted(owner):
+                continue
             rule = _parsed(text)
             target = rule.target or ""
-            owner = rule_owner(text)
             if owner and target == _MARKS:
                 marks[owner].append(rule)
             elif owner and (target in self.owners[table] or target in _REFUSALS):

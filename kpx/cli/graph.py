@@ -10,6 +10,7 @@ from kpx.analysis.fold import folded
 from kpx.analysis.mermaid import MOST_ARROWS, MOST_CHARACTERS, mermaid
 from kpx.analysis.page import page
 from kpx.analysis.picture import Picture, picture
+from kpx.analysis.simulate import Tables
 from kpx.cli.output import json_options, json_text
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
@@ -56,7 +57,7 @@ def command(
     if html and as_json:
         raise KpxError("--html and --json: choose one of them")
     held = source.held(Family(family))
-    drawn = _chosen(picture(held.simulator.tables), services)
+    drawn = _drawn(held.simulator.tables, services)
     if html:
         text = page(held.simulator, drawn, held.origin)
     elif as_json:
@@ -78,16 +79,12 @@ def command(
         raise KpxError(f"{output}: {error.strerror}") from error
 
 
-def _chosen(drawn: Picture, services: tuple[str, ...]) -> Picture:
-    if not services:
-        return drawn
-    wanted: set[str] = set()
+def _drawn(tables: Tables, services: tuple[str, ...]) -> Picture:
+    drawn = picture(tables, services)
     for service in services:
-        found = {group for group in drawn.groups if service in (group, group.partition(":")[0])}
-        if not found:
-            raise KpxError(f"no rules of a Service {excerpt(service)}; there are {_few(drawn.groups)}")
-        wanted |= found
-    return drawn.of(wanted)
+        if not any(service in (group, group.partition(":")[0]) for group in drawn.groups):
+            raise KpxError(f"no rules of a Service {excerpt(service)}; there are {_few(picture(tables).groups)}")
+    return drawn.of(drawn.groups) if services else drawn
 
 
 def _few(groups: tuple[str, ...]) -> str:

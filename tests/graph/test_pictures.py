@@ -197,6 +197,16 @@ def test_kube_proxys_rules_are_drawn(case: str) -> None:
         assert words in text
 
 
+@pytest.mark.parametrize("services", [["shop/local"], ["shop/web:http", "kube-system/dns"], ["shop/empty"]])
+def test_of_a_service_the_same_is_drawn_alone_as_among_others(services: list[str]) -> None:
+    tables, _ = tables_of_save(parse_save((KUBE_PROXY_1_20 / "ipv4.save").read_text()))
+    every, alone = picture(tables), picture(tables, services)
+    groups = [one for one in every.groups if one in services or one.partition(":")[0] in services]
+    assert groups
+    assert alone.groups == tuple(groups)
+    assert alone.of(groups) == every.of(groups)
+
+
 def test_rules_of_an_old_kube_proxy_are_drawn() -> None:
     """Where it marks packets before they get to a Service's chains, and has them dropped by a mark."""
     tables, _ = tables_of_save(parse_save((KUBE_PROXY_1_20 / "ipv4.save").read_text()))
