@@ -24,6 +24,8 @@ from kpx.netfilter.tools import Tools, binary
 _LINES_AROUND = 5
 """Lines of the terminal that the table's rows can't have."""
 
+_HEAD = ("Service port", "Protocol", "New/s", "Total")
+
 
 @click.command()
 @click.option("--sort", type=click.Choice(list(SORTS)), default="rate", show_default=True, help="What comes first.")
@@ -93,7 +95,7 @@ def _print(found: Traffic, endpoints: bool, as_json: bool) -> None:
         click.echo(json_text(found, Traffic))
         return
     with page() as out:
-        out.print(_table(found, endpoints, len(found.services) * 1000))
+        out.print(_table(found, endpoints))
 
 
 def _follow(views: Iterator[Traffic], endpoints: bool, as_json: bool) -> None:
@@ -104,7 +106,7 @@ def _follow(views: Iterator[Traffic], endpoints: bool, as_json: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         for found in views:
-            live.update(_table(found, endpoints, max(console.height - _LINES_AROUND, 1)), refresh=True)
+            live.update(_table(found, endpoints, console), refresh=True)
 
 
 # ---- readings ----
@@ -157,18 +159,25 @@ def _read_dump(path: Path) -> Reading:
 # ---- for people ----
 
 
-def _table(found: Traffic, endpoints: bool, rows: int) -> Group:
+def _table(found: Traffic, endpoints: bool, terminal: Console | None = None) -> Group:
+    """The table in full; or as it fits a terminal: rows without room are counted, long names cut, figures never."""
     head = Text.assemble(
         (_count(len(found.services), "service port"), "bold"),
         f", {_count(found.connections, 'connection')}",
         f", {found.rate:.1f} new per second" if found.rate is not None else "",
     )
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("Service port" if not endpoints else "Service port, endpoint", overflow="fold")
-    table.add_column("Protocol", no_wrap=True)
-    table.add_column("New/s", justify="right", style="green", no_wrap=True)
-    table.add_column("Total", justify="right", no_wrap=True)
     lines = [line for one in found.services for line in _lines(one, endpoints)]
+    rows = max(terminal.height - _LINES_AROUND, 1) if terminal else len(lines)
+    figures = [max(len(str(row[at])) for row in (_HEAD, *lines[:rows])) + 2 for at in (1, 2, 3)]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    title = "Service port, endpoint" if endpoints else _HEAD[0]
+    if terminal:
+        table.add_column(title, no_wrap=True, overflow="ellipsis", max_width=max(terminal.width - sum(figures), 8))
+    else:
+        table.add_column(title, overflow="fold")
+    table.add_column(_HEAD[1], no_wrap=True)
+    table.add_column(_HEAD[2], justify="right", style="green", no_wrap=True)
+    table.add_column(_HEAD[3], justify="right", no_wrap=True)
     for line in lines[:rows]:
         table.add_row(*line)
     left = Text(f"… {len(lines) - rows} more lines", "dim") if len(lines) > rows else Text()

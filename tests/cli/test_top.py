@@ -1,8 +1,16 @@
 """`kpx top`: every connection counts once, wherever the rules choose, in both backends."""
 
+import fcntl
 import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +29,8 @@ PODS = ("10.244.0.10", "10.244.0.11", "10.244.1.10")
 PORTS = range(8000, 8008)
 WEB, DNS, V6 = ("10.96.9.1", 80), ("10.96.9.2", 53), ("fd00:96::1", 80)
 PATIENCE = 60.0
+TERMINAL = os.environ | {"TERM": "xterm-256color"}
+ESCAPE = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
 
 
 # ---- the kernel's counters ----
@@ -223,3 +233,49 @@ def test_tools_that_hang_or_fail_are_told(tmp_path: Path, monkeypatch: pytest.Mo
         script.chmod(0o755)
         with pytest.raises(KpxError, match=words):
             list(Tools(Backend.NFT, Family.IPV4, timeout=timeout).save_lines("nat"))
+
+
+# ---- a terminal ----
+
+
+def until(terminal: int, process: subprocess.Popen[bytes], seen: bytes, wanted: bytes) -> bytes:
+    """Read until the terminal was sent `wanted`, or nothing more comes."""
+    end = time.monotonic() + PATIENCE
+    while wanted not in seen and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                seen += os.read(terminal, 65_536)
+            except OSError:  # the program has closed its end
+                break
+        elif process.poll() is not None:
+            break
+    return seen
+
+
+@pytest.mark.kernel
+@needs_kernel
+def test_a_small_terminal_is_not_scrolled_and_left_as_it_was(node: lab.Node, backend: lab.Backend) -> None:
+    rows, columns = 10, 40
+    terminal, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    command = [sys.executable, "-m", "kpx", "top", "--interval", "0.2", "--endpoints", "--backend", backend]
+    with node.host.namespace.entered():
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=inner, stdout=inner, stderr=inner, start_new_session=True, env=TERMINAL
+        )
+    os.close(inner)
+    try:
+        seen = until(terminal, process, b"", b"more lines")
+        process.send_signal(signal.SIGINT)
+        seen = until(terminal, process, seen, b"\x1b[?1049l")
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+        os.close(terminal)
+    assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == seen.count(b"\x1b[?25h") == 1
+    first = seen.decode().partition(" more lines")[0].rpartition("\x1b[H")[2]
+    lines = [line.rstrip() for line in ESCAPE.sub("", first).splitlines()]
+    assert len(lines) <= rows
+    assert max(map(len, lines)) <= columns
+    assert [line.split()[-3:] for line in lines if line.startswith("shop/web")] == [["tcp", "0.0", "0"]]
