@@ -35,6 +35,7 @@ from tests.manifests import endpoint_slice, service
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
 
 PATIENCE = 60
+VIP = "10.96.9.1"
 STATES = ("ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
 MARKS = (0x1, 0x4, 0x4000, 0x8000)
 CASES = sorted(path.name for path in case_path("").iterdir() if path.is_dir())
@@ -239,6 +240,24 @@ def test_what_rules_say_is_never_run(chrome: Chrome, tmp_path: Path) -> None:
     find(chrome, ".box")[-1].click()
     assert chrome.title == f"kpx: {dump}"
     assert not find(chrome, "img")
+
+
+def test_of_many_endpoints_each_is_found_and_marked(chrome: Chrome, tmp_path: Path) -> None:
+    pods = [f"10.244.{at // 200}.{at % 200 + 1}" for at in range(600)]
+    objects = [kpx.parse_object(one["kind"], one) for one in (service("big", VIP), endpoint_slice("big", pods))]
+    simulator = Simulator(tables_of(kpx.compile(objects, node_name="node-0")), Family.IPV4, Host(NODE_ADDRESSES))
+    path = tmp_path / "page.html"
+    path.write_text(page(simulator, picture(simulator.tables), "a test"))
+    load(chrome, path)
+    for pod in pods[::99]:
+        enter(chrome, "search", f"{pod}:8080")
+        assert texts(chrome, "#services li") == ["shop/big:http"]
+    assert len(find(chrome, ".box")) < 30
+    enter(chrome, "packet", f"tcp 198.51.100.7 -> {VIP}:80")
+    (stack,) = (one for one in find(chrome, ".box.endpoint.passed") if "592 more endpoints" in one.text)
+    assert texts(chrome, "#result tr")[-1] == "… 500 more outcomes"
+    stack.click()
+    assert "-SVC-" in texts(chrome, "section.chain h3")[0]
 
 
 # ---- the same answers as kpx ----

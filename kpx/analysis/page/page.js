@@ -1,13 +1,16 @@
 "use strict";
 // The page: a list of Services, the picture of one, its chains, and a packet to send.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
+let DATA; // JSON, packed with gzip
 
-(() => {
+(async () => {
+  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), c => c.charCodeAt(0));
+  DATA = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+
   const SHARED = "(all Services)", LISTED = 300, ROWS = 100, WAYS = 12;
   const find = id => document.getElementById(id);
-  const boxes = DATA.picture.boxes.map(([id, kind, title, lines, group, table, chain, position]) =>
-    ({ id, kind, title, lines, group: group || SHARED, table, chain, position }));
+  const boxes = DATA.picture.boxes.map(([id, kind, title, lines, group, table, chain, position, others]) =>
+    ({ id, kind, title, lines, group: group || SHARED, table, chain, position, others }));
   const arrows = DATA.picture.arrows.map(([source, target, label, seldom]) => ({ source, target, label, seldom }));
   const byGroup = Map.groupBy ? Map.groupBy(boxes, box => box.group)
     : boxes.reduce((all, box) => all.set(box.group, [...(all.get(box.group) ?? []), box]), new Map());
@@ -23,7 +26,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
   // ---- Services ----
 
   // Found by name, and by any address, port or chain in their boxes.
-  const words = new Map(groups.map(group => [group, byGroup.get(group).flatMap(box => [group, box.title, box.chain, ...box.lines]).join(" ").toLowerCase()]));
+  const words = new Map(groups.map(group => [group, byGroup.get(group).flatMap(box => [group, box.title, box.chain, ...box.lines, ...box.others.flat()]).join(" ").toLowerCase()]));
 
   function list() {
     const wanted = find("search").value.trim().toLowerCase();
@@ -56,7 +59,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
     const own = byGroup.get(group), ids = new Set(own.map(box => box.id));
     find("name").textContent = group;
     Draw.picture(find("picture"), group, own, arrows.filter(one => ids.has(one.source) && ids.has(one.target)), open);
-    Draw.highlight(find("picture"), passed);
+    highlight();
     find("chains").replaceChildren();
     const way = own.find(box => box.kind === "way in" && box.table === "nat") ?? own.find(box => box.kind === "way in");
     const packet = way && suggestion(way);
@@ -66,6 +69,12 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
     const link = find("services").querySelector("[aria-current]");
     link?.scrollIntoView({ block: "nearest" });
     if (focused) link?.focus();
+  }
+
+  // Mark what the last packet passed; a box of many endpoints, if it passed one of them.
+  function highlight() {
+    for (const box of byGroup.get(chosen)) if (box.others.some(([id]) => passed.has(id))) passed.add(box.id);
+    Draw.highlight(find("picture"), passed);
   }
 
   function suggestion(way) {
@@ -86,9 +95,10 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
     if (!rules) return;
     const cards = find("chains");
     while (cards.lastChild && cards.lastChild !== card) cards.lastChild.remove();
-    const own = boxes.find(box => box.chain === chain && box.table === table && box.group !== SHARED && !box.position);
+    const own = boxes.find(box => box.group !== SHARED && !box.position && box.id === `${table} ${chain}`)
+      ?? boxes.find(box => box.others.some(([id]) => id === `${table} ${chain}`));
     const here = make("section", { className: "chain" }, make("h3", { textContent: chain }),
-      make("p", { textContent: [table, own?.group, own && own.title !== chain ? own.title : ""].filter(Boolean).join(" · ") }));
+      make("p", { textContent: [table, own?.group, own && own.title !== chain && !own.others.length ? own.title : ""].filter(Boolean).join(" · ") }));
     const lines = make("ol", {});
     rules.forEach((rule, at) => {
       const target = DATA.tables[table][rule[3]] ? rule[3] : null;
@@ -195,7 +205,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
     }
     for (const end of found.outcomes.filter(one => ["rejected", "dropped"].includes(one.fate)))
       passed.add(`${end.fate === "dropped" ? "DROP" : "REJECT"} ${group ?? ""}`);
-    Draw.highlight(find("picture"), passed);
+    highlight();
   }
 
   find("search").addEventListener("input", list);
