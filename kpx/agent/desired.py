@@ -34,7 +34,7 @@ LARGE, KEPT = 500, 4
 
 
 class Inputs(NamedTuple):
-    """What a Service was compiled from last: the very values of the store. Without ports if it loses them."""
+    """What a Service was compiled from last: the very values of the store, but for what another Service has."""
 
     ports: Ports
     slices: Slices
@@ -89,9 +89,12 @@ class Desired:
 
     def prepared(self) -> list[ServiceKey]:
         """End the first pass; returns the Services to load, in the order of their names."""
-        losers = self._claims.losers()
-        for key in losers:
-            self._endpoint_total -= self._count(self._inputs.pop(key))
+        for key in self._claims.losers():
+            inputs = self._inputs.pop(key)
+            left = inputs._replace(ports=self._claims.kept(key, inputs.ports))
+            if left.ports:
+                self._inputs[key] = left
+            self._endpoint_total += self._count(left) - self._count(inputs)
         self.settings = self._settings()
         self._forest, self._clashes = Forest(self.settings), Clashes()
         return sorted(self._inputs)
@@ -197,8 +200,8 @@ class Desired:
 
     # -- questions -------------------------------------------------------------------------------------
 
-    def losers(self) -> frozenset[ServiceKey]:
-        """Services without rules because another one has their address or node port."""
+    def losers(self) -> Mapping[ServiceKey, ServiceKey]:
+        """Services that go without an address or a node port because another one has it; and which."""
         return self._claims.losers()
 
     def ports(self, key: ServiceKey) -> Ports:
@@ -221,7 +224,7 @@ class Desired:
 
     def _recompile(self, key: ServiceKey) -> list[Change]:
         before = self._inputs.pop(key, Inputs((), ()))
-        ports = () if self._claims.loses(key) else self.store.ports(key, self.target.family)
+        ports = self._claims.kept(key, self.store.ports(key, self.target.family))
         now = Inputs(ports, self.store.slices(key))
         if ports:
             self._inputs[key] = now

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -199,6 +199,7 @@ class FamilyProxy:
             self._after_sync,
         )
         self._checks: dict[ServiceKey, ServiceHealth] = {}
+        self._losers: Mapping[ServiceKey, ServiceKey] = {}
         self._serving = False
 
     async def once(self) -> bool:
@@ -230,9 +231,17 @@ class FamilyProxy:
         changed = update_checks(self._checks, self.desired, synced.touched)
         if self._serving and (changed or synced.full):
             await self.health_checks.sync(self._checks)
+        self._tell_losers()
         self.metrics.service_ports(self.family, self.desired.service_ports)
         for policy, names in self.desired.without_local.items():
             self.metrics.no_local_endpoints(policy, self.family, len(names))
+
+    def _tell_losers(self) -> None:
+        before, self._losers = self._losers, self.desired.losers()
+        for loser, winner in self._losers.items():
+            if before.get(loser) != winner:
+                service, other = "/".join(loser), "/".join(winner)
+                log.error("an address or node port is another Service's", service=service, other=other)
 
 
 def _key(one: api.Object) -> tuple[str, str]:

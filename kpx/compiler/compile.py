@@ -74,7 +74,7 @@ def target_settings(
 def compile_sound(
     objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target
 ) -> tuple[Ruleset, tuple[Problem, ...]]:
-    """Compile all Services but those whose addresses or node ports are taken; say which these are."""
+    """Compile all Services without the addresses and node ports that others have; say whose these are."""
     prepared = prepare(objects, config, target)
     return compile_cluster(prepared.cluster, prepared.settings, target.layout), prepared.problems
 

@@ -8,7 +8,7 @@ from kpx.explain.report import Finding
 from kpx.explain.world import World
 from kpx.family import Family
 from kpx.model.balance import misread
-from kpx.model.claims import claims_of
+from kpx.model.claims import Claims, claims_of
 from kpx.model.endpoint import SERVICE_NAME_LABEL, Endpoint, Endpoints, port_names
 from kpx.model.node import ZONE_LABEL
 from kpx.model.policy import Exclusion, Topology, exclusions, topology
@@ -115,7 +115,7 @@ def of_port(world: World, service: api.Service, port: ServicePort) -> Iterator[F
 
 
 def _taken(world: World, port: ServicePort) -> Iterator[Finding]:
-    """Addresses with ports, or node ports, that two Services claim: the first by name has them."""
+    """Addresses with ports, or node ports, that two Services claim: one has them, the other goes without."""
     mine = (port.name.namespace, port.name.name)
     for other in world.cluster.ports.values():
         theirs = (other.name.namespace, other.name.name)
@@ -124,11 +124,15 @@ def _taken(world: World, port: ServicePort) -> Iterator[Finding]:
             continue
         protocol, address, number = min(shared)
         what = f"{address} port {number}/{protocol}" if address else f"Node port {number}/{protocol}"
-        winner, loser = sorted((mine, theirs))
+        claims = Claims()
+        for who, what_of in ((mine, port), (theirs, other)):
+            claims.set(who, [what_of])
+        winner = claims.winner(min(shared))
+        loser = theirs if winner == mine else mine
         yield Finding(
             code="address-taken" if address else "node-port-taken",
-            what=f"{what} is claimed by {'/'.join(winner)} and by {'/'.join(loser)}. The first by name has it; "
-            f"{'/'.join(loser)} has no rules at all until that is settled.",
+            what=f"{what} is claimed by {'/'.join(winner)} and by {'/'.join(loser)}. The former has it; "
+            f"{'/'.join(loser)} goes without until that is settled.",
             advice=f"Give one of them another {'address or port' if address else 'node port'}.",
         )
 

@@ -1,7 +1,8 @@
 """Who has which address and port: no two Services can have the same. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from kpx.model.service import ServicePort
 
@@ -15,67 +16,105 @@ Claimants = Claimant | set[Claimant]
 """The only claimant, or all of several."""
 
 
+_CLUSTER_IP, _NODE_PORT = "spec.clusterIP", "spec.ports.nodePort"
+_EXTERNAL, _INGRESS = "spec.externalIPs", "status.loadBalancer.ingress"
+
+
 def claims_of(port: ServicePort) -> Iterator[tuple[str, Claim]]:
     """What a service port claims, by the field of the Service that does so."""
-    yield "spec.clusterIP", (port.protocol, port.cluster_ip, port.port)
+    yield _CLUSTER_IP, (port.protocol, port.cluster_ip, port.port)
     for address in port.external_ips:
-        yield "spec.externalIPs", (port.protocol, address, port.port)
+        yield _EXTERNAL, (port.protocol, address, port.port)
     for address in port.load_balancer_ips:
-        yield "status.loadBalancer.ingress", (port.protocol, address, port.port)
+        yield _INGRESS, (port.protocol, address, port.port)
     if port.node_port:
-        yield "spec.ports.nodePort", (port.protocol, "", port.node_port)
+        yield _NODE_PORT, (port.protocol, "", port.node_port)
 
 
 class Claims:
-    """Every claim and who makes it. Of several Services the first by name has it, the others lose."""
+    """Every claim and who makes it.
+
+    Cluster IPs and node ports are allotted by the API server, which gives none twice; other addresses are what a user
+    wrote. So who was allotted something has it, whoever else asks for it; otherwise the first by name. The others go
+    without it, and keep the rest of what they have.
+    """
 
     def __init__(self) -> None:
         # Nearly every claim has one claimant: a set for each would take more memory than all the rest.
         self._claimants: dict[Claim, Claimants] = {}
         self._made: dict[Claimant, tuple[Claim, ...]] = {}
+        self._asked: set[tuple[Claim, Claimant]] = set()
+        self._contested: set[Claim] = set()
 
     def set(self, claimant: Claimant, ports: Iterable[ServicePort]) -> frozenset[Claimant]:
         """Say what a Service claims now; returns the other Services that may win or lose by it."""
-        before = self._made.pop(claimant, ())
-        now = tuple(dict.fromkeys(claim for port in ports for _, claim in claims_of(port)))
+        before = {claim: (claim, claimant) in self._asked for claim in self._made.pop(claimant, ())}
+        now: dict[Claim, bool] = {}
+        for field, claim in (one for port in ports for one in claims_of(port)):
+            now[claim] = now.get(claim, True) and field in (_EXTERNAL, _INGRESS)
         if now:
-            self._made[claimant] = now
+            self._made[claimant] = tuple(now)
         rivals: set[Claimant] = set()
-        for claim in before:
-            if claim not in now:
+        for claim, asked in before.items():
+            if now.get(claim) is not asked:
                 rivals |= self._drop(claim, claimant)
-        for claim in now:
-            if claim not in before:
-                rivals |= self._add(claim, claimant)
+        for claim, asked in now.items():
+            if before.get(claim) is not asked:
+                rivals |= self._add(claim, claimant, asked)
         return frozenset(rivals)
 
     def winner(self, claim: Claim) -> Claimant:
-        """Who has it: the first by name of those who claim it."""
+        """Who has it."""
         claimants = self._claimants[claim]
-        return min(claimants) if isinstance(claimants, set) else claimants
+        if not isinstance(claimants, set):
+            return claimants
+        return min(claimants, key=lambda one: ((claim, one) in self._asked, one))
 
-    def loses(self, claimant: Claimant) -> bool:
-        """Whether somebody else has something that this Service claims too."""
-        return any(self.winner(claim) != claimant for claim in self._made.get(claimant, ()))
+    def losers(self) -> Mapping[Claimant, Claimant]:
+        """All Services that go without something, and one that has it."""
+        losers: dict[Claimant, Claimant] = {}
+        for claim in sorted(self._contested):
+            winner, claimants = self.winner(claim), self._claimants[claim]
+            assert isinstance(claimants, set)
+            losers |= dict.fromkeys(claimants - {winner}, winner)
+        return losers
 
-    def losers(self) -> frozenset[Claimant]:
-        """All Services that lose."""
-        return frozenset(claimant for claimant in self._made if self.loses(claimant))
+    def kept(self, claimant: Claimant, ports: tuple[ServicePort, ...]) -> tuple[ServicePort, ...]:
+        """The service ports of a Service without what others have; without its cluster IP, a port is nothing."""
+        if self._contested.isdisjoint(self._made.get(claimant, ())):
+            return ports
+        return tuple(filter(None, (self._left(claimant, port) for port in ports)))
 
-    def _add(self, claim: Claim, claimant: Claimant) -> AbstractSet[Claimant]:
+    def _left(self, claimant: Claimant, port: ServicePort) -> ServicePort | None:
+        lost = {(field, claim[1]) for field, claim in claims_of(port) if self.winner(claim) != claimant}
+        if (_CLUSTER_IP, port.cluster_ip) in lost:
+            return None
+        return replace(
+            port,
+            external_ips=tuple(one for one in port.external_ips if (_EXTERNAL, one) not in lost),
+            load_balancer_ips=tuple(one for one in port.load_balancer_ips if (_INGRESS, one) not in lost),
+            node_port=0 if (_NODE_PORT, "") in lost else port.node_port,
+        )
+
+    def _add(self, claim: Claim, claimant: Claimant, asked: bool) -> AbstractSet[Claimant]:
         """Add a claimant; returns the others."""
+        if asked:
+            self._asked.add((claim, claimant))
         others = self._claimants.setdefault(claim, claimant)
         if others is claimant:
             return frozenset()
         every = others if isinstance(others, set) else {others}
-        rivals = frozenset(every)
         self._claimants[claim] = every | {claimant}
-        return rivals
+        self._contested.add(claim)
+        return frozenset(every)
 
     def _drop(self, claim: Claim, claimant: Claimant) -> AbstractSet[Claimant]:
         """Take away a claimant; returns the others."""
+        self._asked.discard((claim, claimant))
         every = self._claimants.pop(claim)
         others = every - {claimant} if isinstance(every, set) else frozenset[Claimant]()
         if others:
             self._claimants[claim] = set(others) if len(others) > 1 else next(iter(others))
+        if len(others) < 2:
+            self._contested.discard(claim)
         return others

@@ -46,18 +46,20 @@ def cluster_of(objects: Iterable[api.Object], family: Family, node_name: str) ->
 
 
 def without_conflicts(cluster: Cluster) -> tuple[Cluster, tuple[Problem, ...]]:
-    """Leave out Services that claim an address and port, or a node port, which another one has already.
+    """Take from Services the addresses with port and the node ports that another one has already (see `Claims`).
 
-    The Service that comes first by name keeps its claim, whatever order the objects came in. The problems
-    name both Services and the field of the one left out.
+    It doesn't matter in what order the objects came in. The problems name both Services and the field of the one
+    that goes without.
     """
     claims = Claims()
-    for service, ports in _by_service(cluster).items():
+    services = _by_service(cluster)
+    for service, ports in services.items():
         claims.set(service, ports)
     broken: dict[Claimant, Problem] = {}
     for service, problem in _conflicts(cluster, claims):
         broken.setdefault(service, problem)
-    sound = {name: port for name, port in cluster.ports.items() if (name.namespace, name.name) not in broken}
+    kept = {port.name: port for service, ports in services.items() for port in claims.kept(service, tuple(ports))}
+    sound = {name: kept[name] for name in cluster.ports if name in kept}
     return Cluster(sound, cluster.endpoints), tuple(broken.values())
 
 

@@ -1,0 +1,94 @@
+"""Services that claim what others have: who has it, and that the others lose nothing else."""
+
+import random
+from typing import Any
+
+import pytest
+
+from kpx.agent.desired import Desired
+from kpx.agent.store import Store
+from kpx.analysis.packet import Host, Packet
+from kpx.analysis.simulate import Simulator, tables_of
+from kpx.api import KubeProxyConfiguration, Object, parse_object
+from kpx.compiler.compile import Layout, Target, compile_sound
+from kpx.family import Family
+from kpx.sources.events import Gone, Put
+from tests.manifests import endpoint_slice, service
+
+CONFIG = KubeProxyConfiguration()
+TARGET = Target("node-0", Family.IPV4, Layout.TREE)
+
+
+def shop(name: str, cluster_ip: str, pod: str, **spec: Any) -> list[Object]:
+    """A Service with one pod."""
+    made = service(name, cluster_ip, **spec), endpoint_slice(name, [pod])
+    return [parse_object(one["kind"], one) for one in made]
+
+
+def pods(objects: list[Object], address: str, port: int = 80) -> set[str]:
+    """Where connections to an address go."""
+    ruleset, _ = compile_sound(objects, CONFIG, TARGET)
+    packet = Packet("10.244.0.99", address, "tcp", port)
+    outcomes = Simulator(tables_of(ruleset), Family.IPV4, Host(["192.168.0.1"])).outcomes(packet)
+    return {str(one).split()[1].partition(":")[0] for one in outcomes}
+
+
+def test_who_was_allotted_an_address_keeps_it() -> None:
+    """Anybody may write what is another's cluster IP into externalIPs (CVE-2020-8554)."""
+    objects = shop("web", "10.96.0.10", "10.244.0.1")
+    thief = shop("a-thief", "10.96.0.11", "10.244.0.66", externalIPs=["10.96.0.10"])
+    assert pods(objects + thief, "10.96.0.10") == {"10.244.0.1"}
+    assert pods(objects + thief, "10.96.0.11") == {"10.244.0.66"}
+
+
+def test_who_goes_without_an_external_ip_keeps_the_rest() -> None:
+    objects = [
+        *shop("a", "10.96.0.10", "10.244.0.1", externalIPs=["203.0.113.1"]),
+        *shop("b", "10.96.0.11", "10.244.0.2", externalIPs=["203.0.113.1", "203.0.113.2"]),
+    ]
+    assert pods(objects, "203.0.113.1") == {"10.244.0.1"}
+    assert pods(objects, "203.0.113.2") == pods(objects, "10.96.0.11") == {"10.244.0.2"}
+    _, (problem,) = compile_sound(objects, CONFIG, TARGET)
+    assert str(problem) == (
+        "Service shop/b: spec.externalIPs: 203.0.113.1 port 80/tcp is already taken by Service shop/a"
+    )
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_claimed_when_the_rules_are_those_of_a_fresh_compile(seed: int, layout: Layout) -> None:
+    rng = random.Random(seed)
+    store, objects = Store("node-0"), dict[str, list[Object]]()
+    target = Target("node-0", Family.IPV4, layout)
+    desired = Desired(store, CONFIG, target)
+    desired.load_all()
+    contested = 0
+    for _ in range(300):
+        name = rng.choice("abcdef")
+        touched: set[tuple[str, str]] = set()
+        if name in objects and rng.random() < 0.3:
+            del objects[name]
+            touched |= store.take(Gone("Service", "shop", name))
+            touched |= store.take(Gone("EndpointSlice", "shop", f"{name}-a"))
+        else:
+            addresses = rng.sample(["10.96.0.1", "10.96.0.2", "203.0.113.1", "203.0.113.2"], rng.randrange(3))
+            ports = [{"name": "http", "port": 80, "nodePort": rng.choice([30001, 30002, 30003])}]
+            objects[name] = shop(
+                name,
+                f"10.96.0.{rng.randrange(1, 6)}",
+                "10.244.0.1",
+                type="NodePort",
+                externalIPs=addresses,
+                ports=ports,
+            )
+            for one in objects[name]:
+                touched |= store.take(Put(one))
+        desired.refresh(touched)
+        whole, problems = compile_sound([one for both in objects.values() for one in both], CONFIG, target)
+        assert desired.ruleset() == whole
+        assert {f"Service {'/'.join(loser)}" for loser in desired.losers()} == {one.subject for one in problems}
+        contested += bool(problems)
+        if rng.random() < 0.1:
+            desired.load_all()
+            assert desired.ruleset() == whole
+    assert contested > 100
