@@ -74,7 +74,7 @@ def target_settings(
 def compile_sound(
     objects: Iterable[api.Object], config: api.KubeProxyConfiguration, target: Target
 ) -> tuple[Ruleset, tuple[Problem, ...]]:
-    """Compile all Services without the addresses and node ports that others have; say whose these are."""
+    """Compile all Services but for what others have already (`without_conflicts`); say what that is."""
     prepared = prepare(objects, config, target)
     return compile_cluster(prepared.cluster, prepared.settings, target.layout), prepared.problems
 

@@ -35,8 +35,7 @@ class Claims:
     """Every claim and who makes it.
 
     Cluster IPs and node ports are allotted by the API server, which gives none twice; other addresses are what a user
-    wrote. So who was allotted something has it, whoever else asks for it; otherwise the first by name. The others go
-    without it, and keep the rest of what they have.
+    wrote. So who was allotted something has it, whoever else asks for it; otherwise the first by name.
     """
 
     def __init__(self) -> None:
@@ -80,21 +79,16 @@ class Claims:
         return losers
 
     def kept(self, claimant: Claimant, ports: tuple[ServicePort, ...]) -> tuple[ServicePort, ...]:
-        """The service ports of a Service without what others have; without its cluster IP, a port is nothing."""
-        if self._contested.isdisjoint(self._made.get(claimant, ())):
-            return ports
-        return tuple(filter(None, (self._left(claimant, port) for port in ports)))
+        """The service ports of a Service without the addresses that others have.
 
-    def _left(self, claimant: Claimant, port: ServicePort) -> ServicePort | None:
-        lost = {(field, claim[1]) for field, claim in claims_of(port) if self.winner(claim) != claimant}
-        if (_CLUSTER_IP, port.cluster_ip) in lost:
-            return None
-        return replace(
-            port,
-            external_ips=tuple(one for one in port.external_ips if (_EXTERNAL, one) not in lost),
-            load_balancer_ips=tuple(one for one in port.load_balancer_ips if (_INGRESS, one) not in lost),
-            node_port=0 if (_NODE_PORT, "") in lost else port.node_port,
-        )
+        None at all if another one has its cluster IP or node port: no API server lets that through.
+        """
+        contested = self._contested.intersection(self._made.get(claimant, ()))
+        lost = {claim for claim in contested if self.winner(claim) != claimant}
+        if not lost:
+            return ports
+        fields = {field for port in ports for field, claim in claims_of(port) if claim in lost}
+        return () if fields & {_CLUSTER_IP, _NODE_PORT} else tuple(_without(lost, port) for port in ports)
 
     def _add(self, claim: Claim, claimant: Claimant, asked: bool) -> AbstractSet[Claimant]:
         """Add a claimant; returns the others."""
@@ -118,3 +112,10 @@ class Claims:
         if len(others) < 2:
             self._contested.discard(claim)
         return others
+
+
+def _without(lost: AbstractSet[Claim], port: ServicePort) -> ServicePort:
+    def kept(addresses: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one for one in addresses if (port.protocol, one, port.port) not in lost)
+
+    return replace(port, external_ips=kept(port.external_ips), load_balancer_ips=kept(port.load_balancer_ips))

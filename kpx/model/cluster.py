@@ -46,7 +46,7 @@ def cluster_of(objects: Iterable[api.Object], family: Family, node_name: str) ->
 
 
 def without_conflicts(cluster: Cluster) -> tuple[Cluster, tuple[Problem, ...]]:
-    """Take from Services the addresses with port and the node ports that another one has already (see `Claims`).
+    """Take from Services the addresses that another one has already, and leave out who can't do without: see `Claims`.
 
     It doesn't matter in what order the objects came in. The problems name both Services and the field of the one
     that goes without.
