@@ -113,3 +113,14 @@ def test_the_kernel(namespace: Namespace, backend: Backend) -> None:
     assert done.returncode == 1
     found = Verification.model_validate_json(done.stdout)
     assert {one.check for report in found.verified for one in report.findings} == {"both-backends", "caught-before"}
+
+
+def test_rules_that_tell_too_much_apart_are_given_up_soon(tmp_path: Path) -> None:
+    """Each of 30 matches that nobody knows decides on a bit of the mark: a thousand million different packets."""
+    rules = [f"-A OUTPUT -m u32 --u32 {bit} -j MARK --set-xmark {1 << bit:#x}/{1 << bit:#x}" for bit in range(30)]
+    sides = tmp_path / "one.save", tmp_path / "other.save"
+    sides[0].write_text("\n".join(["*mangle", *rules, "COMMIT", ""]))
+    sides[1].write_text("\n".join(["*mangle", *rules[::-1], "COMMIT", ""]))
+    done = verify("--equivalent", str(sides[0]), str(sides[1]))
+    assert (done.status, done.stdout) == (2, "")
+    assert "too many classes of packets" in done.complaint

@@ -123,7 +123,8 @@ class _EnoughError(Exception):
 class _Comparison:
     def __init__(self, one: Side, other: Side, family: Family) -> None:
         names = {name for tables, _ in (one, other) for name in interfaces(tables)}
-        self.fields = Fields(Diagrams(trait), family, names)
+        diagrams = Diagrams(trait, sum(rule_count(tables) for tables, _ in (one, other)))
+        self.fields = Fields(diagrams, family, names)
         self.exits = Exits(self.fields)
         rules, shared = Rules(self.exits), Shared()
         self.sides = [Chains(tables, policies, rules, shared) for tables, policies in (one, other)]
@@ -146,6 +147,11 @@ class _Comparison:
     def _unknown(self, var: int) -> str:
         name = self.fields.name(var)
         return str(name[-1]) if name[:1] == ("unknown",) else ""
+
+
+def rule_count(tables: Tables) -> int:
+    """How many rules there are."""
+    return sum(len(rules) for table in tables.values() for rules in table.values())
 
 
 def interfaces(tables: Tables) -> Iterator[str]:

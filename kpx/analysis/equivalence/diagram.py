@@ -50,8 +50,11 @@ class Diagram:
 
 
 _NO_ENDS: Ends = {}
-_MOST = 40_000_000
-"""How many intervals and ends there may be; 10,000 Services need a quarter of that, and 4 GB of memory hold so many."""
+_LEAST, _EACH, _MOST = 300_000, 100, 40_000_000
+"""How many intervals and ends there may be for few rules, how many more for each rule, and for many.
+
+Rulesets of Services need some 10 for each rule. The least is a few seconds' work, the most fits in 4 GB of memory.
+"""
 
 
 class TooComplexError(KpxError):
@@ -73,12 +76,13 @@ def bit_of(var: int) -> int:
 class Diagrams:
     """Makes diagrams and computes with them; those of different makers don't mix.
 
-    `trait` gives the bits of an end, which must lie beyond those of variables: from bit 57 on.
+    `trait` gives the bits of an end, which must lie beyond those of variables: from bit 57 on. `rules` is how
+    many rules there are to compute with, which says how much is too much.
     """
 
-    def __init__(self, trait: Callable[[Hashable], int] = lambda end: 0) -> None:
+    def __init__(self, trait: Callable[[Hashable], int], rules: int) -> None:
         self._trait = trait
-        self._room = _MOST
+        self._room = min(_LEAST + _EACH * rules, _MOST)
         self._leaves: dict[frozenset[tuple[Hashable, int]], Diagram] = {}
         self._nodes: dict[tuple[int, tuple[int, ...], tuple[Diagram, ...]], Diagram] = {}
         self._picked: dict[tuple[Diagram, Diagram, Diagram], Diagram] = {}

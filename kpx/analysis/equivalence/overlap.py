@@ -7,7 +7,7 @@ from itertools import product
 
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.chains import Chains, Shared
-from kpx.analysis.equivalence.comparison import Box, deep, interfaces
+from kpx.analysis.equivalence.comparison import Box, deep, interfaces, rule_count
 from kpx.analysis.equivalence.diagram import LEAF, Diagram, Diagrams, zipped
 from kpx.analysis.equivalence.exits import Exit, Exits, Kind, trait
 from kpx.analysis.equivalence.fields import Fields
@@ -36,7 +36,7 @@ class Overlaps:
     def __init__(self, tables: Mapping[str, Mapping[str, tuple[str, ...]]], family: Family, marks: int) -> None:
         """`marks` are the bits of the mark that count; who sets others has judged the packet before."""
         self._marks = {fields.MARK + bit: 0 for bit in range(32) if not marks >> bit & 1}
-        self._fields = Fields(Diagrams(trait), family, interfaces(tables))
+        self._fields = Fields(Diagrams(trait, rule_count(tables)), family, interfaces(tables))
         self._exits = Exits(self._fields)
         self._chains = Chains(tables, {}, Rules(self._exits), Shared())
         self._seen: set[tuple[Diagram, Diagram]] = set()

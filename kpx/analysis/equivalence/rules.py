@@ -336,7 +336,8 @@ _VERDICTS = {
 
 
 def _set_mark(set_xmark: tuple[str]) -> Exit:
-    stored, _, mask = set_xmark[0].partition("/")
+    (value,) = set_xmark
+    stored, _, mask = value.partition("/")
     return Exit(Kind.ON, Change(clear=int(mask or "0xffffffff", 0), flip=int(stored, 0)))
 
 
@@ -359,7 +360,8 @@ def _masquerade(random: tuple[()] = (), random_fully: tuple[()] = (), to_ports: 
 
 
 def _snat(to_source: tuple[str], **_: tuple[str, ...]) -> Exit:
-    return Exit(Kind.ACCEPT, Change(source=to_source[0]))
+    (value,) = to_source
+    return Exit(Kind.ACCEPT, Change(source=value))
 
 
 def _untracked(notrack: tuple[()] = ()) -> Exit:
