@@ -1,5 +1,6 @@
 """The command `kpx`. One file per command; this one joins them and turns errors into exit statuses."""
 
+import errno
 import gc
 import io
 import logging
@@ -64,6 +65,10 @@ def cli(log_format: str, verbose: bool) -> None:
     logs.configure(json=log_format == "json", level=logging.DEBUG if verbose else logging.INFO)
 
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why results can't be written; a pipe that nobody reads any more is click's business."""
+
+
 def main() -> None:
     """Run the command line; the entry point of the package."""
     # A command builds one large tree of objects and ends: looking for garbage in it finds none and takes time.
@@ -86,6 +91,12 @@ def main() -> None:
         sys.exit(2)
     except KpxError as error:
         structlog.get_logger().error(str(error))
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left over is not to be tried again at the end
+        structlog.get_logger().error(f"standard output: {error.strerror}")
         sys.exit(2)
     except MemoryError:
         structlog.get_logger().error("not enough memory")

@@ -121,7 +121,7 @@ def _differences(desired: Ruleset, live: Saved) -> Found:
 
 def _read_dump(path: Path) -> Saved:
     try:
-        return parse_save(path.read_text(errors="surrogateescape"))
+        return parse_save(path.read_text("utf-8", "surrogateescape"))
     except OSError as error:
         raise KpxError(f"{path}: {error.strerror}") from error
     except SaveError as error:

@@ -74,7 +74,7 @@ def command(
         click.echo(text, nl=False)
         return
     try:
-        output.write_text(text)
+        output.write_text(text, "utf-8")
     except OSError as error:
         raise KpxError(f"{output}: {error.strerror}") from error
 

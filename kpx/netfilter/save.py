@@ -87,6 +87,8 @@ def parse_save(text: str) -> Saved:
         elif line[0] == ":":
             _declare(chains, number, line)
         elif line[0] == "-" or line[0] == "[":
+            if len(line) > LONGEST_RULE:
+                raise SaveError(f"line {number}: longer than any rule: {excerpt(line)}")
             while (line.count('"') & 1 or "\\" in line) and _open_quote(line):
                 following = next(lines, None)
                 if following is None or len(line) > LONGEST_RULE:

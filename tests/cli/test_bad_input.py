@@ -1,6 +1,7 @@
 """Bad input to the commands: one clear message, status 2, and nothing lost."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +188,56 @@ def test_no_backend_is_an_environment_error(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "install the package iptables" in done.stderr
+
+
+SHOP = ("-f", str(Path(__file__).parents[1] / "demo" / "shop"))
+
+
+@pytest.mark.parametrize(
+    ("redirected", "statuses", "said"),
+    [
+        (">/dev/full", {2}, "standard output: No space left"),
+        (">&-", {0}, ""),
+        ("<&-", {0}, ""),
+        ("2>&-", {0}, ""),
+        ("| true", {0}, ""),
+    ],
+)
+@pytest.mark.parametrize("command", [("render",), ("explain", "shop/front-end")], ids=lambda words: words[0])
+def test_streams_that_are_full_or_closed(
+    command: tuple[str, ...], redirected: str, statuses: set[int], said: str
+) -> None:
+    script = f'"$@" {redirected}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "kpx", *command, *SHOP],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in statuses
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("--html",), ("--format", "mermaid"), ("--json",)], ids="".join)
+def test_a_terminal_that_knows_ascii_only(words: tuple[str, ...], tmp_path: Path) -> None:
+    narrow = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii",
+        "COLUMNS": "40",
+    }
+    command = [sys.executable, "-m", "kpx", "graph", *SHOP, *words]
+    for more in ((), ("-o", str(tmp_path / "drawn"))):
+        done = subprocess.run([*command, *more], capture_output=True, env=os.environ | narrow, check=False)
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert (tmp_path / "drawn").read_text("utf-8")
+
+
+def test_a_line_longer_than_any_rule(tmp_path: Path) -> None:
+    dump = tmp_path / "long.save"
+    dump.write_text(f'*nat\n-A A -m comment --comment "{"x " * 1_000_000}\nCOMMIT\n')
+    done = kpx("verify", "--rules", str(dump))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "line 2: longer than any rule" in done.stderr

@@ -30,11 +30,11 @@ def page(simulator: Simulator, drawn: Picture, origin: str) -> str:
     parts = {one.name: one for one in files(__package__).iterdir()}
     values = {
         "TITLE": escape(f"kpx: {printable(origin)}"),
-        "STYLE": parts["page.css"].read_text(),
+        "STYLE": parts["page.css"].read_text("utf-8"),
         "DATA": _packed(data),
-        "SCRIPTS": "\n".join(parts[name].read_text() for name in ("walk.js", "draw.js", "page.js")),
+        "SCRIPTS": "\n".join(parts[name].read_text("utf-8") for name in ("walk.js", "draw.js", "page.js")),
     }
-    return re.sub(r"%([A-Z]+)%", lambda found: values[found[1]], parts["page.html"].read_text())
+    return re.sub(r"%([A-Z]+)%", lambda found: values[found[1]], parts["page.html"].read_text("utf-8"))
 
 
 def _packed(data: Mapping[str, Any]) -> str:
