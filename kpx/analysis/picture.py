@@ -112,14 +112,6 @@ class Picture:
             found[box.group].append(box)
         return found
 
-    @property
-    def clusters(self) -> Mapping[str, Mapping[str, Box]]:
-        """What to draw, one service port after the other, what all share first: boxes by short names, `n0` and on."""
-        found: dict[str, dict[str, Box]] = {"": {}}
-        for number, box in enumerate(self.boxes.values()):
-            found.setdefault(box.group, {})[f"n{number}"] = box
-        return dict(sorted(found.items()))
-
     def of(self, groups: Iterable[str]) -> "Picture":
         """Only what belongs to these service ports."""
         wanted = set(groups)
