@@ -169,7 +169,7 @@ class _Artist:
         for source, target in self.arrows:
             back[target].append(source)
         kept: set[str] = set()
-        edge = [key for key, box in self.boxes.items() if box.kind != "hook" and (box.kind != "dispatch" or box.lines)]
+        edge = [key for key, box in self.boxes.items() if box.kind not in ("hook", "dispatch") or box.lines]
         while edge:
             one = edge.pop()
             if one not in kept:
