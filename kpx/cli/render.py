@@ -62,9 +62,11 @@ def command(
     Example:
       kpx render -f shop/ --config config.yaml | iptables-restore --noflush
     """
+    families = tuple(Family) if output else FAMILIES[family]
+    if not output and len(families) > 1:
+        raise KpxError(f"--family {family}: a payload holds one family; choose --family ipv4 or ipv6, or --output")
     inputs = read_inputs(files, node, config_file, layout, keep_going)
     form = "json" if as_json else form
-    families = tuple(Family) if output else FAMILIES[family]
     compiled = inputs.compile(families)
     for one, ruleset in compiled.rulesets.items():
         text = _text(ruleset, form, inputs.node_name)

@@ -163,6 +163,9 @@ def test_manifests_come_from_standard_input_and_go_to_a_folder(tmp_path: Path) -
     assert (done.returncode, done.stdout) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == ["ipv4.rules", "ipv6.rules"]
     assert (out / "ipv4.rules").read_text() == kpx("render", "-f", "-", stdin=data).stdout
+    both = kpx("render", "-f", "-", "--family", "dual", stdin=data)
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "--output" in both.stderr
     as_json = json.loads(kpx("render", "-f", "-", "--format", "json", stdin=data).stdout)
     assert "KUBE-SERVICES" in as_json["tables"]["nat"]["chains"]
 
