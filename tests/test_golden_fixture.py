@@ -11,7 +11,7 @@ import pytest
 
 DEMO = Path(__file__).parent / "demo"
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parent.parent / "kpx/cli/README.md").read_text()
 ((CONFTEST, TEST),) = re.findall(r"```python\n# conftest.py\n(.*?)\n# test_rules.py\n(.*?)```", README, re.DOTALL)
 (ENTRY,) = re.findall(r"entry: kpx (.*)\n", README)
 (GITHUB,) = re.findall(r"    kpx (diff .*) >> \"\$GITHUB_STEP_SUMMARY\"", README)

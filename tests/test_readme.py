@@ -1,4 +1,4 @@
-"""Every example in README.md is run, in order, in one network namespace, and has to print what README says."""
+"""What users read: every example is run and has to print what is shown there, and every link leads somewhere."""
 
 import os
 import re
@@ -10,14 +10,23 @@ import pytest
 from tests.kernel import Namespace, needs_kernel
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = (
+    "README.md",
+    "kpx/agent/README.md",
+    "kpx/analysis/README.md",
+    "kpx/cli/README.md",
+    "kpx/compiler/README.md",
+    "tests/bench/README.md",
+    "charts/kpx/README.md",
+)
 SECONDS = re.compile(r"\d+\.\d\d s")
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
-def examples() -> list[tuple[str, str]]:
+def examples(page: str) -> list[tuple[str, str]]:
     """Commands and what they print, from the console blocks."""
     found: list[tuple[str, str]] = []
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
         for part in re.split(r"^[$#] ", block, flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
             found.append((command, output))
@@ -26,16 +35,22 @@ def examples() -> list[tuple[str, str]]:
 
 @pytest.mark.kernel
 @needs_kernel
-def test_every_example_prints_what_readme_shows(namespace: Namespace) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
+def test_every_example_prints_what_is_shown(page: str, namespace: Namespace) -> None:
+    """In the order of the page, in one network namespace."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
-    assert len(examples()) >= 8
-    for command, output in examples():
+    for command, output in examples(page):
         done = namespace.run(["sh", "-c", f"cd {ROOT} && {command}"], check=False, env={"PATH": path})
         assert SECONDS.sub("T s", done.stdout + done.stderr) == SECONDS.sub("T s", output), command
 
 
+def test_there_are_examples_to_run() -> None:
+    assert sum(len(examples(page)) for page in PAGES) > 30
+
+
 def test_the_python_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(import kpx.*?)```", README, re.DOTALL)
+    text = (ROOT / "kpx/analysis/README.md").read_text()
+    (code,) = re.findall(r"```python\n(import kpx.*?)```", text, re.DOTALL)
     before = Path.cwd()
     os.chdir(ROOT)
     try:
@@ -45,3 +60,18 @@ def test_the_python_example_runs() -> None:
         os.chdir(before)
     ruleset = names["ruleset"]
     assert "KUBE-NODEPORTS" in ruleset.tables["nat"].chains  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target, place in LINK.findall(text):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        assert not place or place in _places(path.read_text()), (target, place)
+
+
+def _places(text: str) -> set[str]:
+    """What a page's headings are called in links to them, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}

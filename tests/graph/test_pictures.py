@@ -164,7 +164,7 @@ def test_mermaid_has_a_box_for_each_box_and_no_stray_characters(tmp_path: Path) 
 
 
 def test_readme_shows_what_mermaid_draws() -> None:
-    (block,) = re.findall(r"```mermaid\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```mermaid\n(.*?)```", (ROOT / "kpx/analysis/README.md").read_text(), re.DOTALL)
     assert block == dry_kpx("graph", "shop/front-end", *SHOP, "--format", "mermaid").stdout
 
 
