@@ -84,7 +84,7 @@ class Desired:
             ports = self.store.ports(key, self.target.family)
             if ports:
                 self._inputs[key] = inputs = Inputs(ports, self.store.slices(key))
-                self._claims.set(key, ports)
+                self._claims.put(key, ports)
                 self._endpoint_total += self._count(inputs)
 
     def prepared(self) -> list[ServiceKey]:
@@ -219,7 +219,7 @@ class Desired:
         keys = frozenset(touched)
         rivals: set[ServiceKey] = set()
         for key in keys:
-            rivals |= self._claims.set(key, self.store.ports(key, self.target.family))
+            rivals |= self._claims.put(key, self.store.ports(key, self.target.family))
         return keys | rivals
 
     def _recompile(self, key: ServiceKey) -> list[Change]:

@@ -126,7 +126,7 @@ def _taken(world: World, port: ServicePort) -> Iterator[Finding]:
         what = f"{address} port {number}/{protocol}" if address else f"Node port {number}/{protocol}"
         claims = Claims()
         for who, what_of in ((mine, port), (theirs, other)):
-            claims.set(who, [what_of])
+            claims.put(who, [what_of])
         winner = claims.winner(min(shared))
         loser = theirs if winner == mine else mine
         yield Finding(

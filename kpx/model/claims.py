@@ -45,7 +45,7 @@ class Claims:
         self._asked: set[tuple[Claim, Claimant]] = set()
         self._contested: set[Claim] = set()
 
-    def set(self, claimant: Claimant, ports: Iterable[ServicePort]) -> frozenset[Claimant]:
+    def put(self, claimant: Claimant, ports: Iterable[ServicePort]) -> frozenset[Claimant]:
         """Say what a Service claims now; returns the other Services that may win or lose by it."""
         before = {claim: (claim, claimant) in self._asked for claim in self._made.pop(claimant, ())}
         now: dict[Claim, bool] = {}

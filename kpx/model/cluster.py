@@ -54,7 +54,7 @@ def without_conflicts(cluster: Cluster) -> tuple[Cluster, tuple[Problem, ...]]:
     claims = Claims()
     services = _by_service(cluster)
     for service, ports in services.items():
-        claims.set(service, ports)
+        claims.put(service, ports)
     broken: dict[Claimant, Problem] = {}
     for service, problem in _conflicts(cluster, claims):
         broken.setdefault(service, problem)
