@@ -1,89 +1,21 @@
-"""One rule as the kernel asks it: its matches in order, each true or false of a packet, a matter of chance, or unknown.
+"""What a rule's matches ask, one by one: true or false of a packet, a matter of chance, or unknown.
 
-What matches do is taken from the kernel's `net/netfilter/xt_*.c` and `net/ipv4/netfilter/ip_tables.c`.
+What they do is taken from the kernel's `net/netfilter/xt_*.c` and `net/ipv4/netfilter/ip_tables.c`.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import partial
 
 from kpx.analysis import bpf
-from kpx.analysis.packet import Host, Origin, Packet, kind, number
+from kpx.analysis.packet import Origin, Packet, kind, number
+from kpx.analysis.state import Scene, State
 from kpx.family import Family
 from kpx.netfilter.options import Option, protocol
-from kpx.netfilter.rule import Match, Rule, RuleError, normal_rule, parse_rule
-from kpx.netfilter.ruleset import Rules
-
-
-class State(NamedTuple):
-    """A packet on its way: what can change of it. `source` is None once it is translated to an unknown address.
-
-    `masqueraded` says that its source was replaced. `tracked` is false behind `CT --notrack`. `connmark` is the mark of
-    its connection. `noted` are the lists of xt_recent that it put its sender on, `forgotten` those it took it off.
-    `trail` and `examined`, the number of rules it was compared with, are only kept for packets that are traced.
-    """
-
-    source: int | None
-    destination: int
-    port: int
-    mark: int
-    translated: bool = False
-    masqueraded: bool = False
-    tracked: bool = True
-    connmark: int = 0
-    noted: frozenset[str] = frozenset()
-    forgotten: frozenset[str] = frozenset()
-    trail: "Trail | None" = None
-    examined: int = 0
-
-
-class Step(NamedTuple):
-    """A rule that a packet matched; `position` counts from 1 in its chain, as `iptables -L --line-numbers` does.
-
-    A policy that ends a packet's way is such a step too: at position 0, its rule reads `policy DROP`.
-    """
-
-    table: str
-    hook: str
-    chain: str
-    position: int
-    rule: str
-
-
-class Trail(NamedTuple):
-    """Steps, last first."""
-
-    step: Step
-    before: "Trail | None"
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What stays the same while a packet is in one table of one hook.
-
-    An interface is None if it isn't known, and empty where there is none. `known` tells how many seconds ago the
-    sender was last put on lists of xt_recent.
-    """
-
-    packet: Packet
-    host: Host
-    table: str
-    hook: str
-    in_interface: str | None
-    out_interface: str | None
-    known: Mapping[str, float]
-
-    def conntrack_state(self, state: State) -> str:
-        """What `--ctstate` finds. Conntrack comes behind raw, but what comes in through lo it saw on its way out."""
-        if not state.tracked:
-            return "UNTRACKED"
-        return "INVALID" if self.table == "raw" and self.in_interface != "lo" else self.packet.state
-
+from kpx.netfilter.rule import Match
 
 Truth = bool | None
 """None: can't be known."""
@@ -125,115 +57,8 @@ class Recent:
 
 Condition = Test | Chance | Recent
 
-
-class KernelRule:
-    """A rule to compare packets with. It is taken apart when a packet first gets past the quick look.
-
-    A text that is no rule can't be judged; its target is no known one.
-    """
-
-    def __init__(self, text: str, family: Family) -> None:
-        self.text, self._family = text, family
-        self.quick = _quick_test(text)
-        """Says False of most packets that don't match, and then the rule doesn't change them; None if there is none."""
-
-    @property
-    def target(self) -> str:
-        """The target; empty if there is none."""
-        return self.parsed.target or ""
-
-    @cached_property
-    def parsed(self) -> Rule:
-        """The rule, in its normal form."""
-        try:
-            return normal_rule(parse_rule(self.text), self._family)
-        except RuleError:
-            return Rule(matches=(Match("?"),), target="?")
-
-    @cached_property
-    def _conditions(self) -> tuple[Condition, ...]:
-        of_matches = (condition for match in self.parsed.matches for condition in _conditions(match))
-        return (*(_test(_HEAD.get(option.name), option) for option in self.parsed.head), *of_matches)
-
-    def ask(self, state: State, weight: Fraction, scene: Scene) -> Iterator[tuple[Truth, State, Fraction]]:
-        """Whether a packet matches: all cases, with their weights, which add up to `weight`."""
-        truth: Truth = True
-        for condition in self._conditions:
-            if isinstance(condition, Chance):
-                yield False, state, weight * (1 - condition.probability)
-                weight *= condition.probability
-                continue
-            answer: Truth
-            if isinstance(condition, Recent):
-                answer, state = condition.ask(state, scene)
-            else:
-                answer = condition(state, scene)
-            if answer is False:
-                yield False, state, weight
-                return
-            truth = truth if answer else None
-        yield truth, state, weight
-
-
 _PORT = re.compile("[0-9]{1,5}")
 _LENGTH = re.compile("[0-9]{1,3}")
-_QUICK = re.compile(r"-([dp]) (\S+)")
-
-
-def _quick_test(text: str) -> Test | None:
-    """The first match of a rule that starts with a destination or protocol, as most dispatch rules do."""
-    found = _QUICK.match(text)
-    return _test(_HEAD[f"-{found[1]}"], Option(found[0], (found[2],))) if found else None
-
-
-_AT_HOST = re.compile(r"(?:(?:! )?-s \S+ )?-d ([^\s/]+)/(\d+) ")
-"""A rule for one destination, of whatever source: kube-proxy before 1.24 marks so what comes from outside."""
-
-_AT_PORT = re.compile(
-    r"-p (tcp|udp|sctp) (?:-m comment --comment (?:[^\s\"]+|\"[^\"\\\\]*\") )?"
-    r"(?:-m addrtype --dst-type LOCAL )?-m \1 --dport ([0-9]{1,5}) "
-)
-"""A rule for one port of any address, as the entries of node ports are."""
-
-
-class Chain:
-    """The rules of a chain, by destination: of 10,000 rules in a dispatch chain a packet can match a handful."""
-
-    def __init__(self, rules: Rules, family: Family) -> None:
-        self._texts, self._family = rules, family
-        self._rules: dict[int, KernelRule] = {}
-        self._others: list[int] = []
-        self._by_host: dict[int, list[int]] = defaultdict(list)
-        self._by_port: dict[int, list[int]] = defaultdict(list)
-        for position, rule in enumerate(rules, 1):
-            self._place(rule).append(position)
-
-    def __len__(self) -> int:
-        """How many rules there are."""
-        return len(self._texts)
-
-    def _place(self, rule: str) -> list[int]:
-        if rule.startswith(("-d ", "! -s ", "-s ")) and (found := _AT_HOST.match(rule)):
-            if found[2] == str(self._family.host_bits):
-                with suppress(OSError, ValueError):
-                    return self._by_host[number(found[1])]
-        elif rule.startswith("-p ") and (found := _AT_PORT.match(rule)):
-            return self._by_port[int(found[2])]
-        return self._others
-
-    def candidates(self, states: Iterable[State]) -> Sequence[int]:
-        """The positions, counted from 1, of all rules that these packets can match, in order."""
-        hosts = {state.destination for state in states}
-        ports = {state.port for state in states}
-        found = [position for host in hosts for position in self._by_host.get(host, ())]
-        found += [position for port in ports for position in self._by_port.get(port, ())]
-        return sorted(found + self._others) if found else self._others
-
-    def rule(self, position: int) -> KernelRule:
-        """The rule at a position."""
-        if position not in self._rules:
-            self._rules[position] = KernelRule(self._texts[position - 1], self._family)
-        return self._rules[position]
 
 
 def _unknown(state: State, scene: Scene) -> Truth:
@@ -243,6 +68,11 @@ def _unknown(state: State, scene: Scene) -> Truth:
 def _not(test: Test, state: State, scene: Scene) -> Truth:
     answer = test(state, scene)
     return None if answer is None else not answer
+
+
+def of_head(option: Option) -> Test:
+    """What an option before all matches asks."""
+    return _test(_HEAD.get(option.name), option)
 
 
 def _test(make: Callable[..., Test] | None, option: Option) -> Test:
@@ -319,7 +149,8 @@ _HEAD: Mapping[str, Callable[..., Test]] = {
 # ---- matches ----
 
 
-def _conditions(match: Match) -> Iterator[Condition]:
+def conditions(match: Match) -> Iterator[Condition]:
+    """What a match asks, in order."""
     if match.module == "recent":
         yield _recent(match)
     elif match.module == "statistic":

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kpx.analysis.match import Step
 from kpx.analysis.packet import Outcome, Packet
 from kpx.analysis.simulate import Path, Simulator
+from kpx.analysis.state import Step
 from kpx.netfilter.owners import is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, format_rule, parse_rule
 from kpx.netfilter.ruleset import Rules

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kpx.analysis.match import Chain, KernelRule, Scene, State, Step, Trail
+from kpx.analysis.chain import Chain, KernelRule
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, is_address, number, text
+from kpx.analysis.state import Scene, State, Step, Trail
 from kpx.analysis.targets import CHANGES, GOES_ON, REFUSALS, SILENT, TARGETS, change
 from kpx.errors import KpxError
 from kpx.family import Family

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from kpx.analysis.match import KernelRule, Scene, State
+from kpx.analysis.chain import KernelRule
 from kpx.analysis.packet import Fate, Outcome, number
+from kpx.analysis.state import Scene, State
 from kpx.family import Family
 from kpx.netfilter.options import Option
 

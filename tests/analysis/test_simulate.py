@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpx.analysis.match import State
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, number
 from kpx.analysis.simulate import Simulator, Tables, WaysError, tables_of_save, translated_to
+from kpx.analysis.state import State
 from kpx.family import Family
 from kpx.netfilter.ruleset import Rules
 from kpx.netfilter.save import parse_save

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kpx.analysis.match import KernelRule, Scene, State
+from kpx.analysis.chain import KernelRule
 from kpx.analysis.packet import Host, Packet, number, text
+from kpx.analysis.state import Scene, State
 from kpx.compiler.prefix_tree import Prefix
 from kpx.compiler.space import PROTOCOLS, Space, without_address
 from kpx.family import Family

@@ -1,0 +1,72 @@
+"""A packet on its way: what changes of it, what stays the same meanwhile, and the steps that it took."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kpx.analysis.packet import Host, Packet
+
+
+class State(NamedTuple):
+    """A packet on its way: what can change of it. `source` is None once it is translated to an unknown address.
+
+    `masqueraded` says that its source was replaced. `tracked` is false behind `CT --notrack`. `connmark` is the mark of
+    its connection. `noted` are the lists of xt_recent that it put its sender on, `forgotten` those it took it off.
+    `trail` and `examined`, the number of rules it was compared with, are only kept for packets that are traced.
+    """
+
+    source: int | None
+    destination: int
+    port: int
+    mark: int
+    translated: bool = False
+    masqueraded: bool = False
+    tracked: bool = True
+    connmark: int = 0
+    noted: frozenset[str] = frozenset()
+    forgotten: frozenset[str] = frozenset()
+    trail: "Trail | None" = None
+    examined: int = 0
+
+
+class Step(NamedTuple):
+    """A rule that a packet matched; `position` counts from 1 in its chain, as `iptables -L --line-numbers` does.
+
+    A policy that ends a packet's way is such a step too: at position 0, its rule reads `policy DROP`.
+    """
+
+    table: str
+    hook: str
+    chain: str
+    position: int
+    rule: str
+
+
+class Trail(NamedTuple):
+    """Steps, last first."""
+
+    step: Step
+    before: "Trail | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What stays the same while a packet is in one table of one hook.
+
+    An interface is None if it isn't known, and empty where there is none. `known` tells how many seconds ago the
+    sender was last put on lists of xt_recent.
+    """
+
+    packet: Packet
+    host: Host
+    table: str
+    hook: str
+    in_interface: str | None
+    out_interface: str | None
+    known: Mapping[str, float]
+
+    def conntrack_state(self, state: State) -> str:
+        """What `--ctstate` finds. Conntrack comes behind raw, but what comes in through lo it saw on its way out."""
+        if not state.tracked:
+            return "UNTRACKED"
+        return "INVALID" if self.table == "raw" and self.in_interface != "lo" else self.packet.state
