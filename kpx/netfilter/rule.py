@@ -141,8 +141,7 @@ class _Parser:
 
     def _take(self, name: str, negated: bool) -> None:
         if name == "-m":
-            self.current = []
-            self.matches.append((self._next(name), self.current))
+            self._open_match(self._next(name))
         elif name in ("-j", "-g"):
             self.target, self.goto, self.current = self._next(name), name == "-g", self.target_options
         elif name in _HEAD:
@@ -153,6 +152,15 @@ class _Parser:
             self._group(name).append(Option(name, self._values(name), negated))
         else:
             raise RuleError(f"not an option: {excerpt(name)}")
+
+    def _open_match(self, module: str) -> None:
+        groups = (self.target_options, *(options for _, options in self.matches))
+        if module in _PROTOCOL_MODULES and not any(one in _PROTOCOL_MODULES for one, _ in self.matches):
+            early = {option.name for options in groups for option in options} & _PROTOCOL_OPTIONS
+            if early:
+                raise RuleError(f"an option of a protocol before its match: {min(early)}")
+        self.current = []
+        self.matches.append((module, self.current))
 
     def _group(self, name: str) -> list[Option]:
         """The group that an option belongs to: the open one, or that of the protocol."""
