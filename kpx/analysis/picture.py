@@ -15,7 +15,7 @@ from pydantic import Field
 
 from kpx.analysis.simulate import Tables
 from kpx.analysis.words import chance, condition, is_open, share
-from kpx.netfilter.names import ours
+from kpx.netfilter.names import MARK_DROP, MARK_MASQ, ours
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, parse_rule
 from kpx.printable import printable
@@ -23,9 +23,6 @@ from kpx.shape import SHAPE
 
 Kind = Literal["hook", "dispatch", "way in", "chain", "endpoint", "refusal"]
 
-_MARKS = "KUBE-MARK-MASQ"
-_DROPS = "KUBE-MARK-DROP"
-"""Where kube-proxy before 1.26 sends what a rule of kubelet drops in the end."""
 _REFUSALS = ("DROP", "REJECT")
 _ANY = Rule()
 
@@ -201,14 +198,14 @@ class _Artist:
                 continue
             rule = _parsed(text)
             target = rule.target or ""
-            if owner and target == _MARKS:
+            if owner and target == MARK_MASQ:
                 marks[owner].append(rule)
             elif owner and (target in self.owners[table] or target in _REFUSALS):
                 box = Box(f"{here} {position}", "way in", "", (), owner, table, chain, position)
                 self._way_in(box, rule, marks[owner])
-            elif ours(target) and target in self.tables[table] and target != _MARKS:
+            elif ours(target) and target in self.tables[table] and target != MARK_MASQ:
                 self._arrow(here, _id(table, target), Passage(printable(condition(rule))))
-            elif kind == "dispatch" and chain != _MARKS and not owner:
+            elif kind == "dispatch" and chain != MARK_MASQ and not owner:
                 lines.append(printable(f"{condition(rule) or 'all'}: {target or 'counted'}"))
         self.boxes[here] = Box(
             here, kind, printable(chain), (table, *lines) if kind == "hook" else tuple(lines), "", table, chain
@@ -239,17 +236,17 @@ class _Artist:
         to = ""
         for rule in rules:
             target = rule.target or ""
-            part, left = _part(rule, left) if target != _MARKS else (None, left)
+            part, left = _part(rule, left) if target != MARK_MASQ else (None, left)
             asks = printable(condition(rule))
             way = Passage(asks, part, seldom=part is None and bool(asks))
             if target == "DNAT":
                 to = " ".join(rule.target_options[-1].values) if rule.target_options else ""
                 lines += ["remembers the client" for match in rule.matches if match.module == "recent"]
-            elif target == _MARKS and chain.startswith("KUBE-SEP-"):
+            elif target == MARK_MASQ and chain.startswith("KUBE-SEP-"):
                 pass  # hairpin: a pod that reaches itself
-            elif target == _MARKS:
+            elif target == MARK_MASQ:
                 lines.append(_masqueraded(rule))
-            elif target in (*_REFUSALS, _DROPS):
+            elif target in (*_REFUSALS, MARK_DROP):
                 self._refuse(here, table, rule, group, way)
             elif target in self.tables[table]:
                 self._arrow(here, _id(table, target), way)

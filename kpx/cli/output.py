@@ -26,7 +26,6 @@ def columns() -> int:
 def page() -> Iterator[Console]:
     """A console for standard output; what is printed appears at the end, without spaces at the ends of lines.
 
-
     Colours only on a terminal; texts are printed as they are, without markup.
     """
     console = Console(width=columns(), highlight=False, markup=False, emoji=False)

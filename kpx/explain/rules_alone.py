@@ -11,7 +11,7 @@ from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
 from kpx.explain.ways import Sender, Way, senders, way_report
 from kpx.model.balance import Balance
-from kpx.netfilter.names import ours
+from kpx.netfilter.names import MARK_DROP, MARK_MASQ, ours
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import comment_of, target_of
 from kpx.netfilter.ruleset import Rules
@@ -93,7 +93,7 @@ def _services(simulator: Simulator) -> Mapping[tuple[str, str], _Found]:
 
 def _dropped(chains: Mapping[str, Rules]) -> Iterator[str]:
     """Why rules in chains of a Service send packets to where kubelet has them dropped: kube-proxy before 1.26."""
-    for rule in (rule for rules in chains.values() for rule in rules if rule.endswith("-j KUBE-MARK-DROP")):
+    for rule in (rule for rules in chains.values() for rule in rules if rule.endswith(f"-j {MARK_DROP}")):
         if "no local endpoints" in (comment := comment_of(rule) or ""):
             yield comment
 
@@ -103,7 +103,7 @@ def _take(one: _Found, chain: str, address: str, port: int, rule: str) -> None:
     target = target_of(rule)
     if target in ("REJECT", "DROP"):
         one.refusals.append(f"{target} for {f'{address} port' if address else 'node port'} {port}: {comment}")
-    if target == "KUBE-MARK-MASQ":
+    if target == MARK_MASQ:
         one.marks.append(rule)
         return
     if "health check" in comment or comment.endswith("KUBE-FW-") or target == "ACCEPT":

@@ -1,12 +1,15 @@
 """Whose chain is it? Names of the chains that a Service proxy owns."""
 
+MARK_MASQ, MARK_DROP = "KUBE-MARK-MASQ", "KUBE-MARK-DROP"
+"""Where rules send packets to be marked: for masquerading, and, by kube-proxy before 1.26, for a drop by kubelet."""
+
 OWN = frozenset(
     {
         "KUBE-SERVICES",
         "KUBE-EXTERNAL-SERVICES",
         "KUBE-NODEPORTS",
         "KUBE-POSTROUTING",
-        "KUBE-MARK-MASQ",
+        MARK_MASQ,
         "KUBE-FORWARD",
         "KUBE-PROXY-FIREWALL",
         "KUBE-FIREWALL",

@@ -154,6 +154,7 @@ class _Parser:
             raise RuleError(f"not an option: {excerpt(name)}")
 
     def _open_match(self, module: str) -> None:
+        """Begin a match. An option of its protocol that stands before it would have two groups to belong to."""
         groups = (self.target_options, *(options for _, options in self.matches))
         if module in _PROTOCOL_MODULES and not any(one in _PROTOCOL_MODULES for one, _ in self.matches):
             early = {option.name for options in groups for option in options} & _PROTOCOL_OPTIONS

@@ -3,22 +3,23 @@
 from collections.abc import Iterator
 
 from kpx.analysis.checks.finding import Finding, Severity, Tables
-from kpx.analysis.checks.masquerade import asks_for, marks_set
+from kpx.analysis.checks.marks import asks_for, is_used, marks_set
+from kpx.netfilter.names import MARK_DROP
 
-_MARKER, _EXECUTOR = "KUBE-MARK-DROP", "KUBE-FIREWALL"
+_EXECUTOR = "KUBE-FIREWALL"
 
 
 def dropping(tables: Tables) -> Iterator[Finding]:
     """KUBE-MARK-DROP that marks nothing, or a mark that KUBE-FIREWALL doesn't drop, where rules send packets there."""
-    if all(jump.target != _MARKER for rules in tables.jumps.get("nat", {}).values() for jump in rules):
+    if not is_used(tables, MARK_DROP):
         return
-    marks = marks_set(tables, _MARKER)
+    marks = marks_set(tables, MARK_DROP)
     if not marks:
-        yield _wrong("nat", _MARKER, "sets no mark")
+        yield _wrong("nat", MARK_DROP, "sets no mark")
     for mark in marks:
         drops = [tables.parsed(jump.rule) for jump in tables.of("filter", _EXECUTOR) if jump.target == "DROP"]
         if not any(any(match.module == "mark" for match in rule.matches) and asks_for(rule, mark) for rule in drops):
-            yield _wrong("filter", _EXECUTOR, f"does not drop packets with the mark {mark:#x}, which {_MARKER} sets")
+            yield _wrong("filter", _EXECUTOR, f"does not drop packets with the mark {mark:#x}, which {MARK_DROP} sets")
 
 
 def _wrong(table: str, chain: str, what: str) -> Finding:

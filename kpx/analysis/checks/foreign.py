@@ -5,9 +5,9 @@ from functools import reduce
 from operator import or_
 
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
-from kpx.analysis.checks.masquerade import marks_set
+from kpx.analysis.checks.marks import marks_set
 from kpx.analysis.equivalence.overlap import Overlaps
-from kpx.netfilter.names import ours
+from kpx.netfilter.names import MARK_DROP, MARK_MASQ, ours
 
 _ENTRANCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "nat": {"PREROUTING": ("KUBE-SERVICES",), "OUTPUT": ("KUBE-SERVICES",)},
@@ -19,7 +19,7 @@ _ENTRANCES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """The chains of ours that decide on new connections, by table and the built-in chain that leads there."""
 
-_MARKERS = ("KUBE-MARK-MASQ", "KUBE-MARK-DROP")
+_MARKERS = (MARK_MASQ, MARK_DROP)
 
 
 def caught_before(tables: Tables) -> Iterator[Finding]:

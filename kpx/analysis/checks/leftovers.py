@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from kpx.analysis.checks.finding import BUILT_IN, Finding, Jump, Severity, Tables
-from kpx.netfilter.names import OWN, ours
+from kpx.netfilter.names import MARK_DROP, OWN, ours
 
 _OLD = {
     "KUBE-PORTALS-": "the userspace mode of old kube-proxies",
@@ -14,7 +14,7 @@ _OLD = {
 }
 """How chains of other modes are called."""
 
-_STANDING = OWN | {"KUBE-MARK-DROP"}
+_STANDING = OWN | {MARK_DROP}
 """Chains that stand whether somebody jumps to them or not."""
 
 

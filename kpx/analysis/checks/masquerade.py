@@ -1,45 +1,35 @@
 """Masquerading: is everything marked that has to be, and is what is marked masqueraded?"""
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
+from kpx.analysis.checks.marks import asks_for, is_used, marks_set
+from kpx.netfilter.names import MARK_MASQ
 from kpx.netfilter.rule import Rule
 
-_MARKER, _EXECUTOR = "KUBE-MARK-MASQ", "KUBE-POSTROUTING"
+_EXECUTOR = "KUBE-POSTROUTING"
 _AGAIN = "Have the proxy write the chain again (`kpx apply`)."
 
 
 def masquerade(tables: Tables) -> Iterator[Finding]:
     """KUBE-MARK-MASQ that marks nothing, or a mark that KUBE-POSTROUTING doesn't masquerade."""
-    if all(jump.target != _MARKER for rules in tables.jumps.get("nat", {}).values() for jump in rules):
+    if not is_used(tables, MARK_MASQ):
         return
-    marks = marks_set(tables, _MARKER)
+    marks = marks_set(tables, MARK_MASQ)
     if not marks:
-        yield _wrong(_MARKER, "sets no mark, so that nothing that Services need masqueraded is")
+        yield _wrong(MARK_MASQ, "sets no mark, so that nothing that Services need masqueraded is")
         return
     if all(jump.target != "MASQUERADE" for jump in tables.of("nat", _EXECUTOR)):
-        yield _wrong(_EXECUTOR, f"has no MASQUERADE rule, while {_MARKER} marks packets for it")
+        yield _wrong(_EXECUTOR, f"has no MASQUERADE rule, while {MARK_MASQ} marks packets for it")
         return
     for mark in marks:
         if not _executes(tables, mark):
-            yield _wrong(_EXECUTOR, f"does not masquerade packets with the mark {mark:#x}, which {_MARKER} sets")
+            yield _wrong(_EXECUTOR, f"does not masquerade packets with the mark {mark:#x}, which {MARK_MASQ} sets")
 
 
 def _wrong(chain: str, what: str) -> Finding:
     why = f"{what}; answers to pods that reach themselves, to node ports and to clients outside get lost"
     return Finding("missing-masquerade", Severity.ERROR, "nat", chain, why, _AGAIN)
-
-
-def marks_set(tables: Tables, chain: str) -> list[int]:
-    """The marks that a chain of the nat table sets."""
-    return [mark for jump in tables.of("nat", chain) for mark in _set_by(tables, jump)]
-
-
-def _set_by(tables: Tables, jump: Jump) -> Iterator[int]:
-    for option in tables.parsed(jump.rule).target_options if jump.target == "MARK" else ():
-        with suppress(ValueError, IndexError):
-            yield int(option.values[0].partition("/")[0], 0) if option.name == "--set-xmark" else 0
 
 
 def _executes(tables: Tables, mark: int) -> bool:
@@ -51,22 +41,11 @@ def _executes(tables: Tables, mark: int) -> bool:
     return False
 
 
-def asks_for(rule: Rule, mark: int) -> bool:
-    """Whether a rule that asks for the mark alone matches; what else it asks for, some packets have."""
-    for match in rule.matches:
-        for option in match.options if match.module == "mark" else ():
-            with suppress(ValueError, IndexError):
-                value, _, mask = option.values[0].partition("/")
-                if (mark & int(mask or "0xffffffff", 0) == int(value, 0)) == option.negated:
-                    return False
-    return True
-
-
 def hairpins(tables: Tables) -> Iterator[Finding]:
     """Endpoint chains that don't mark what comes from the endpoint itself: a pod couldn't reach itself."""
     for chain, rules in tables.named("nat", "KUBE-SEP-"):
         endpoint = next((_host(tables, jump) for jump in rules if jump.target == "DNAT"), "")
-        marked = {_source(tables, jump) for jump in rules if jump.target == _MARKER}
+        marked = {_source(tables, jump) for jump in rules if jump.target == MARK_MASQ}
         if endpoint and not marked & {endpoint, ""}:
             yield Finding(
                 "missing-hairpin",
@@ -110,7 +89,7 @@ def external_masquerade(tables: Tables) -> Iterator[Finding]:
         marked: set[Rule] = set()
         for jump in rules:
             asked = _asked(tables, jump)
-            if jump.target == _MARKER:
+            if jump.target == MARK_MASQ:
                 marked.add(asked)
             # KUBE-EXT-* leads this node's pods to all endpoints under policy Local, too, and needs no mark for them.
             outside = not chain.startswith("KUBE-EXT-") or asked == _ANY

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
+from kpx.netfilter.names import MARK_MASQ
 from kpx.netfilter.options import Option
 from kpx.netfilter.rule import Rule
 
@@ -60,7 +61,7 @@ def _shares(tables: Tables, chain: str, weight: float, depth: int) -> dict[str, 
         if not jump.target.startswith(("KUBE-SEP-", *_GROUPS)):
             if jump.target.startswith("KUBE-SVC-") and _chance(tables.parsed(jump.rule)) is None:
                 continue  # from KUBE-XLB-*: pods and the node itself get the endpoints of all nodes
-            if jump.target and jump.target != "KUBE-MARK-MASQ" and not jump.target.startswith("KPX-AF"):
+            if jump.target and jump.target != MARK_MASQ and not jump.target.startswith("KPX-AF"):
                 return {}
             continue
         if " --rcheck " in jump.rule:
