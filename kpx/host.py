@@ -77,6 +77,20 @@ class Setting:
         return ".".join(self.path.relative_to(_SYS).parts) if self.path.is_relative_to(_SYS) else str(self.path)
 
 
+def process_name(pid: int, name: str) -> str:
+    """A process by its name, and by that of the one that started it, if both can still be seen.
+
+    `pid` is the one in the initial pid namespace: elsewhere it is nobody's, or, by its name, another one's.
+    """
+    try:
+        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        parent = Path(f"/proc/{int(status['PPid'])}/comm").read_text().strip()
+    except (OSError, KeyError, ValueError):
+        return name
+    return f"{name} of {parent}" if comm == name else name
+
+
 def shortcomings(backend: Backend) -> tuple[str, ...]:
     """What this process lacks for writing rules, a warning for each. Never raises."""
     return tuple(_shortcomings(backend))

@@ -25,7 +25,7 @@ from kpx.family import Family
 from kpx.netfilter.restore import payload
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import parse_save
-from kpx.reconcile.owners import Owners
+from kpx.reconcile.owners import owners_of
 from kpx.reconcile.phases import transactions
 from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import differences
@@ -87,7 +87,7 @@ def _trouble(ruleset: Ruleset, text: str, path: Path) -> str:
     if golden == text:
         return ""
     held = parse_save(golden)
-    found = differences(make_plan(ruleset, held).edits, Owners(ruleset, held))
+    found = differences(make_plan(ruleset, held).edits, owners_of(ruleset, held))
     lines = [f"{path}: rules differ (live: the golden file); KPX_GOLDEN=write takes them over"]
     for owner, some in found.items():
         lines += [owner, *(f"  {line}" for one in some for line in one.lines())]

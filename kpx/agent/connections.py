@@ -14,9 +14,10 @@ from enum import StrEnum
 import structlog
 
 from kpx.agent.desired import Served
+from kpx.agent.kernel import CHUNK
 from kpx.agent.metrics import Metrics
 from kpx.agent.store import ServiceKey
-from kpx.agent.sync import CHUNK, FamilySync
+from kpx.agent.sync import FamilySync
 from kpx.compiler.names import endpoint_chain
 from kpx.errors import KpxError
 from kpx.model.service import ServicePort, ServicePortName

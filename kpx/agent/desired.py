@@ -5,10 +5,13 @@ millisecond. So a change is compiled twice, from what was known before and from 
 which all Services share, stand in memory.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from kpx.agent.digest import digest, minus, plus
+from kpx.agent.steady import Steady
 from kpx.agent.store import Ports, ServiceKey, Slices, Store
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.classic import Clashes
@@ -40,6 +43,9 @@ class Inputs(NamedTuple):
     slices: Slices
 
 
+_NO_INPUTS = Inputs((), ())
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """A service port, its endpoints, and those that this node uses."""
@@ -57,8 +63,15 @@ class Desired:
     `settings` are what all service ports were compiled with; when they change, everything has to be loaded anew.
     """
 
-    def __init__(self, store: Store, config: KubeProxyConfiguration, target: Target) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: KubeProxyConfiguration,
+        target: Target,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.store, self.config, self.target = store, config, target
+        self._clock, self._comments = clock, Steady()
         self._gone: list[ServicePort] = []
         self.begin()
 
@@ -73,8 +86,9 @@ class Desired:
         self._kept: dict[ServiceKey, tuple[Inputs, Fragments]] = {}
         self._claims = Claims()
         self._endpoint_total = 0
+        self.digest = 0
         self.order_counts = False
-        self.settings = self._settings()
+        self.settings = self._settings(comments=True)
         self._forest, self._clashes = Forest(self.settings), Clashes()
         return self.store.keys()
 
@@ -95,7 +109,7 @@ class Desired:
             if left.ports:
                 self._inputs[key] = left
             self._endpoint_total += self._count(left) - self._count(inputs)
-        self.settings = self._settings()
+        self.settings = self._settings(self._comments.settle(self._want_comments(), self._clock()))
         self._forest, self._clashes = Forest(self.settings), Clashes()
         return sorted(self._inputs)
 
@@ -107,6 +121,7 @@ class Desired:
                     self._clashes.update(None, fragment)
                 else:
                     self._forest.add(fragment)
+                self.digest = plus(self.digest, digest(fragment.chains.items()))
                 self.service_ports += 1
                 yield fragment
 
@@ -161,7 +176,16 @@ class Desired:
 
     def settings_changed(self) -> bool:
         """Whether everything has to be loaded anew."""
-        return self._settings() != self.settings
+        return self._settings(self._comments.settle(self._want_comments(), self._clock())) != self.settings
+
+    def settings_due(self) -> float | None:
+        """Seconds until the settings will have changed although nothing else does; None if they won't."""
+        return self._comments.due(self._want_comments(), self._clock())
+
+    def weight(self, key: ServiceKey) -> int:
+        """How many rules a Service has, more or less: what it had, or will have, whichever is more."""
+        inputs = Inputs(self.store.ports(key, self.target.family), self.store.slices(key))
+        return max(map(_weight, (self._inputs.get(key, _NO_INPUTS), inputs)))
 
     # -- changes ---------------------------------------------------------------------------------------
 
@@ -235,6 +259,10 @@ class Desired:
             self._note_local(port, Selection())
         old, new = self._in_force(key, before), self._compile(now, note=True)
         self._keep(key, now, new)
+        for one in old.values():
+            self.digest = minus(self.digest, digest(one.chains.items()))
+        for one in new.values():
+            self.digest = plus(self.digest, digest(one.chains.items()))
         return [(old.get(name), new.get(name)) for name in dict.fromkeys((*old, *new))]
 
     def _in_force(self, key: ServiceKey, inputs: Inputs) -> Fragments:
@@ -279,9 +307,16 @@ class Desired:
             else:
                 names.discard(port.name)
 
-    def _settings(self) -> Settings:
-        comments = self._endpoint_total <= LARGE_CLUSTER_ENDPOINTS
+    def _settings(self, comments: bool) -> Settings:
         return target_settings(self.config, self.target, self.store.node, comments)
+
+    def _want_comments(self) -> bool:
+        return self._endpoint_total <= LARGE_CLUSTER_ENDPOINTS
+
+
+def _weight(inputs: Inputs) -> int:
+    endpoints = sum(len(one.states) * len(one.ports) for one in inputs.slices)
+    return 3 * endpoints + sum(2 + len(port.external_ips) + len(port.load_balancer_ips) for port in inputs.ports)
 
 
 def _merged(changes: Iterable[Change]) -> list[Change]:

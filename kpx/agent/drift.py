@@ -8,23 +8,22 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
+from kpx.agent.suspects import ChainKey, Culprit
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.host import process_name
 from kpx.netfilter.legacy_monitor import LegacyMonitor
 from kpx.netfilter.monitor import Change, NftMonitor, OwnCommits
-from kpx.netfilter.tools import Backend, Recording, RestoreError
+from kpx.netfilter.refusal import RestoreError
+from kpx.netfilter.tools import Backend, Recording
 
 log = structlog.get_logger()
-
-NFT_VERIFY_PERIODS = 10
-"""On nft the kernel tells of every change, so full checks, which cost seconds in large clusters, are rarer by this."""
 
 
 class Drift:
     """Notices foreign changes of one backend's tables. `recording` has to surround each of our own restores."""
 
-    def __init__(self, backend: Backend, sync_period: float) -> None:
-        self.verify_period = sync_period * (NFT_VERIFY_PERIODS if backend is Backend.NFT else 1)
+    def __init__(self, backend: Backend) -> None:
         self._monitor: NftMonitor | LegacyMonitor | None = None
         self.recording: Recording | None = None
         try:
@@ -35,16 +34,16 @@ class Drift:
                 self._monitor = LegacyMonitor()
                 self.recording = self._monitor.recording
         except KpxError as error:
-            self.verify_period = sync_period
-            log.warning("foreign changes are only found by full checks", every=sync_period, error=str(error))
+            log.warning("foreign changes are only found by looks at everything", error=str(error))
 
     @property
     def watching(self) -> bool:
         """Whether changes are noticed since this was made."""
         return self._monitor is not None
 
-    async def run(self, changed: Callable[[frozenset[Family]], None]) -> None:
-        """Call `changed` with the families that somebody else touched, until cancelled."""
+    async def run(self, changed: Callable[[Family, frozenset[ChainKey], Culprit], None]) -> None:
+        """Call `changed` for every family that somebody else touched, with the chains, if they are known, and with who
+        did it; until cancelled."""
         if self._monitor is None:
             await asyncio.Event().wait()
             return
@@ -53,14 +52,12 @@ class Drift:
         finally:
             self._monitor.close()
 
-    def _tell(self, change: Change, changed: Callable[[frozenset[Family]], None]) -> None:
-        log.debug(
-            "foreign change",
-            process=change.process or "unknown",
-            pid=change.pid,
-            chains=sorted(f"{table} {chain}" for _, table, chain in change.chains)[:10],
-        )
-        changed(change.families)
+    def _tell(self, change: Change, changed: Callable[[Family, frozenset[ChainKey], Culprit], None]) -> None:
+        culprit = Culprit(process_name(change.pid, change.process), change.pid)
+        chains = sorted(f"{table} {chain}" for _, table, chain in change.chains)[:10]
+        log.debug("foreign change", process=culprit.process, pid=change.pid, chains=chains)
+        for family in change.families:
+            changed(family, frozenset((table, chain) for one, table, chain in change.chains if one is family), culprit)
 
 
 class Children:

@@ -28,7 +28,7 @@ def write_dump(store: Store, syncs: Iterable[FamilySync]) -> None:
                     for one in sync.desired.served(key)
                 },
                 "conflicts": ["/".join(key) for key in sorted(sync.desired.losers())],
-                "last_payload": sync.last_payload,
+                "last_payload": sync.kernel.last_payload,
             }
             for sync in syncs
         },

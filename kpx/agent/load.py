@@ -2,33 +2,46 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Final
 
+from kpx.netfilter import confirmed
 from kpx.netfilter.tools import Tools
 
 _WAITING = 32
 """Pieces that may wait for the tool: it is slower than the compiler, and pieces take memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Comes after the last piece."""
+
+
+_END: Final = _End()
+
+
 class Load:
     """Takes a payload in pieces, whole transactions each, and feeds them to iptables-restore one after the other.
 
-    The process starts with the first piece. `lines` is how many were sent.
+    The process starts with the first piece that isn't empty. `lines` is how many were sent.
     """
 
     def __init__(self, tools: Tools) -> None:
         self.lines = 0
         self._tools = tools
-        self._pieces: SimpleQueue[str] = SimpleQueue()
+        self._pieces: SimpleQueue[str | _End] = SimpleQueue()
         self._waiting = 0
         self._moved = asyncio.Event()
         self._run: asyncio.Task[None] | None = None
 
     async def send(self, piece: str) -> None:
-        """Send a piece as soon as there is room for it. Raises KpxError if the run has failed."""
+        """Send a piece as soon as there is room for it; an empty one is none. Raises KpxError if the run has failed."""
+        if not piece:
+            return
         if self._run is None:
             pieces = self._taken(asyncio.get_running_loop())
-            self._run = asyncio.create_task(asyncio.to_thread(self._tools.restore, pieces))
+            self._run = asyncio.create_task(asyncio.to_thread(confirmed.restore, self._tools, pieces))
             self._run.add_done_callback(lambda _: self._moved.set())
         while self._waiting >= _WAITING and not self._run.done():
             self._moved.clear()
@@ -49,11 +62,11 @@ class Load:
 
     def end(self) -> None:
         """There are no more pieces; those that were sent are sound by themselves."""
-        self._pieces.put("")
+        self._pieces.put(_END)
 
     def _taken(self, loop: asyncio.AbstractEventLoop) -> Iterator[str]:
         """The pieces, for the thread that feeds them."""
-        while piece := self._pieces.get():
+        while not isinstance(piece := self._pieces.get(), _End):
             loop.call_soon_threadsafe(self._took)
             yield piece
 

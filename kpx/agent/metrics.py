@@ -94,6 +94,18 @@ class Metrics:
         if not full:
             self._theirs.partial_restore_failures.labels(API_FAMILY[family]).inc()
 
+    def unconfirmed(self, family: Family) -> None:
+        """A tool ended as if all were well, but the kernel doesn't hold what the tool was sent."""
+        self._ours.unconfirmed.labels(API_FAMILY[family]).inc()
+
+    def verified(self, family: Family, now: float) -> None:
+        """The whole kernel state was seen to be as desired."""
+        self._ours.verified.labels(API_FAMILY[family]).set(now)
+
+    def undone(self, family: Family, process: str, count: int) -> None:
+        """So many chains were damaged again and again by a process of this name."""
+        self._ours.undone.labels(API_FAMILY[family], process).inc(count)
+
     def programmed(self, family: Family, seconds: float) -> None:
         """A change of endpoints reached the kernel `seconds` after it came about in the cluster."""
         self._theirs.programming_seconds.labels(API_FAMILY[family]).observe(seconds)
@@ -212,6 +224,9 @@ class _Kpx:
         family = ["ip_family"]
 
         self.repairs = counter("repairs", "Things put right that others had done to the rules", [*family, "what"])
+        self.unconfirmed = counter("unconfirmed", "Writes that a tool called done and the kernel did not hold", family)
+        self.verified = gauge("last_verified_timestamp_seconds", "When all rules were last seen to be right", family)
+        self.undone = counter("undone_repairs", "Repairs that another process undid", [*family, "process"])
         self.skipped = gauge("skipped_objects", "Objects that can't be used", ["kind"])
         self.cached = gauge("cache_objects", "Objects known", ["kind"])
         self.watch_restarts = counter("watch_restarts", "Watches begun anew", ["kind", "reason"])
@@ -224,7 +239,7 @@ class _Kpx:
         Info("kpx_build", "Version of kpx and of Python", registry=registry).info(
             {"version": __version__, "python": platform.python_version()}
         )
-        _start_at_zero(self.restores, self.restore_lines)
+        _start_at_zero(self.restores, self.restore_lines, self.unconfirmed)
 
 
 class _Connections:

@@ -22,7 +22,8 @@ from kpx.agent.metrics import Metrics
 from kpx.agent.servers import HealthServer, MetricsServer, ServiceHealth, ServiceHealthServers
 from kpx.agent.stale import delete_stale_flows
 from kpx.agent.store import ServiceKey, Store
-from kpx.agent.sync import FOREIGN_CHANGE, FamilySync, Synced
+from kpx.agent.suspects import ChainKey, Culprit
+from kpx.agent.sync import FamilySync, Synced
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.compile import Layout, Target
 from kpx.errors import KpxError
@@ -35,8 +36,6 @@ from kpx.sources.events import Synced as SourceSynced
 log = structlog.get_logger()
 
 KINDS = frozenset({"Service", "EndpointSlice", "Node"})
-VERIFY_PAUSE = 20.0
-"""How long verifications are apart at least, in times of what the last one took."""
 TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 
 
@@ -58,7 +57,7 @@ class Agent:
         self.setup, self.source, self.metrics = setup, source, metrics
         self.health = Health(2 * setup.config.iptables.sync_period)
         self.store = Store(setup.node_name)
-        self.drift = Drift(setup.backend, setup.config.iptables.sync_period)
+        self.drift = Drift(setup.backend)
         self.children = Children(self.drift.recording)
         self._started = time.time()
         self._complete = asyncio.Event()
@@ -69,6 +68,7 @@ class Agent:
             for family in Family
             if binary(setup.backend, family, "-restore") or _missing(setup.backend, family)
         )
+        self.health.expect([proxy.family for proxy in self.proxies])
         metrics.changes_pending(lambda kind: max(proxy.sync.waiting(kind) for proxy in self.proxies))
 
     async def run(self) -> None:
@@ -83,7 +83,7 @@ class Agent:
                 tasks.create_task(self.source.run(self.take))
                 if self.drift.watching:
                     for proxy in self.proxies:
-                        proxy.sync.read_ahead()
+                        proxy.sync.kernel.read_ahead()
                 await self._complete.wait()
                 log.info("caches complete", **self.store.counts())
                 tasks.create_task(self.drift.run(self._changed))
@@ -138,10 +138,10 @@ class Agent:
         for proxy in self.proxies:
             proxy.sync.touch(touched, kind, self._trigger(event))
 
-    def _changed(self, families: frozenset[Family]) -> None:
+    def _changed(self, family: Family, chains: frozenset[ChainKey], culprit: Culprit) -> None:
         for proxy in self.proxies:
-            if proxy.family in families:
-                proxy.sync.verify(FOREIGN_CHANGE)
+            if proxy.family is family:
+                proxy.sync.repairs.suspect(chains, culprit)
 
     def dump(self) -> None:
         """Write what is known to a file."""
@@ -181,7 +181,6 @@ class FamilyProxy:
         setup = agent.setup
         self.family, self.config, self.metrics = family, setup.config, agent.metrics
         self.tools = Tools(setup.backend, family, recording=agent.children.recording)
-        self._verify_period = agent.drift.verify_period
         target = Target(setup.node_name, family, setup.layout, host.tcp_be_liberal())
         self.desired = Desired(agent.store, setup.config, target)
         self.health_checks = ServiceHealthServers(
@@ -197,6 +196,7 @@ class FamilyProxy:
             # The legacy kernel copies a table whole with every change.
             setup.backend is Backend.LEGACY and "min_sync_period" not in setup.config.iptables.model_fields_set,
             self._after_sync,
+            setup.config.iptables.sync_period,
         )
         self._checks: dict[ServiceKey, ServiceHealth] = {}
         self._losers: Mapping[ServiceKey, ServiceKey] = {}
@@ -214,17 +214,16 @@ class FamilyProxy:
     def start(self, create_task: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         """Start the tasks of this family; the first sync compares the whole kernel state."""
         self._serving = True
-        self.sync.verify("start")
+        self.sync.compare("start")
         create_task(self.sync.run())
-        create_task(self._verify())
+        create_task(self._watch())
 
-    async def _verify(self) -> None:
-        pause = self._verify_period
-        while True:
-            await asyncio.sleep(pause)
-            start = time.monotonic()
-            await self.sync.look()
-            pause = max(self._verify_period, VERIFY_PAUSE * (time.monotonic() - start))
+    async def _watch(self) -> None:
+        """Mend what others damage, and look at everything in turns, once there are rules."""
+        await self.sync.synced_once.wait()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.sync.repairs.run())
+            tasks.create_task(self.sync.repairs.verify())
 
     async def _after_sync(self, synced: Synced) -> None:
         await delete_stale_flows(self.desired, synced, self.metrics)

@@ -9,11 +9,11 @@ SHARE = 0.5
 
 
 class Throttle:
-    """A bucket of `BURST` tokens, one more every `period` seconds (0: no limit)."""
+    """A bucket of `burst` tokens, one more every `period` seconds (0: no limit)."""
 
-    def __init__(self, period: float, now: float) -> None:
-        self.period = period
-        self._tokens = float(BURST)
+    def __init__(self, period: float, now: float, burst: int = BURST) -> None:
+        self.period, self._burst = period, float(burst)
+        self._tokens = self._burst
         self._at = now
 
     def delay(self, now: float) -> float:
@@ -26,6 +26,11 @@ class Throttle:
         self._refill(now)
         self._tokens = max(0.0, self._tokens - 1)
 
+    def is_full(self, now: float) -> bool:
+        """Whether it has been quiet for so long that it is as at the beginning."""
+        self._refill(now)
+        return self._tokens >= self._burst
+
     def adapt(self, least: float, seconds: float, now: float) -> None:
         """A restore took so long: make the period long enough for it, but no shorter than `least`.
 
@@ -36,9 +41,9 @@ class Throttle:
 
     def _refill(self, now: float) -> None:
         if self.period:
-            self._tokens = min(float(BURST), self._tokens + (now - self._at) / self.period)
+            self._tokens = min(self._burst, self._tokens + (now - self._at) / self.period)
         else:
-            self._tokens = float(BURST)
+            self._tokens = self._burst
         self._at = now
 
 

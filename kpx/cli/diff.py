@@ -23,7 +23,7 @@ from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.printable import printable
 from kpx.reconcile.apply import read_live
-from kpx.reconcile.owners import Owners
+from kpx.reconcile.owners import owners_of
 from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import FRAME, Difference, differences
 from kpx.sources.manifests import SUFFIXES
@@ -116,7 +116,7 @@ def _layout_of(live: Iterable[Saved]) -> Layout:
 
 def _differences(desired: Ruleset, live: Saved) -> Found:
     plan = make_plan(desired, live)
-    return differences(plan.edits, Owners(desired, live)) if plan else {}
+    return differences(plan.edits, owners_of(desired, live)) if plan else {}
 
 
 def _read_dump(path: Path) -> Saved:

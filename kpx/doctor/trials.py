@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from kpx.doctor.facts import Trial
 from kpx.errors import KpxError
 from kpx.family import Family
-from kpx.netfilter.tools import Backend, RestoreError, Tools, binary
+from kpx.netfilter.refusal import RestoreError
+from kpx.netfilter.tools import Backend, Tools, binary
 
 _CLONE_NEWNET = 0x40000000
 _ADDRESS = {Family.IPV4: "192.0.2.1:80", Family.IPV6: "[2001:db8::1]:80"}

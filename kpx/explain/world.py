@@ -16,7 +16,7 @@ from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort, ServicePortName
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved
-from kpx.reconcile.owners import Owners
+from kpx.reconcile.owners import owners_of
 from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import Difference, differences
 
@@ -69,7 +69,7 @@ class World:
         """What the rules that are there should be otherwise, by service port."""
         if self.saved is None:
             return {}
-        return differences(make_plan(self.ruleset, self.saved).edits, Owners(self.ruleset, self.saved))
+        return differences(make_plan(self.ruleset, self.saved).edits, owners_of(self.ruleset, self.saved))
 
     @cached_property
     def node(self) -> api.Node | None:

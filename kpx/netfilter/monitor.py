@@ -35,19 +35,21 @@ from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.names import ours
 from kpx.netfilter.netlink import ATTRIBUTE, HEADER, NETLINK_NETFILTER, NFGENMSG, Netlink, attributes
+from kpx.netfilter.nftables import (
+    CHAIN_ATTRIBUTE,
+    FAMILIES,
+    GETGEN,
+    GROUP,
+    NEWCHAIN,
+    NEWGEN,
+    SUBSYSTEM,
+    TABLE_ATTRIBUTE,
+)
 from kpx.netfilter.ruleset import TABLES, TableName
 
-_NFNLGRP_NFTABLES = 7
-_SUBSYSTEM = 10 << 8
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
-_NEWGEN, _GETGEN = 15, 16
 _GEN_ID, _GEN_PROC_PID, _GEN_PROC_NAME = 1, 2, 3
-_TABLE = 1
-_CHAIN_ATTRIBUTE = {_NEWTABLE: 0, _DELTABLE: 0, _NEWCHAIN: 3, _DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}
-"""Which attribute names the chain, by message; 0 where none does. All of them name the table in attribute 1."""
 _NEW = 0x600
 """NLM_F_CREATE and NLM_F_EXCL."""
-_FAMILY = {2: Family.IPV4, 10: Family.IPV6}
 _TABLES: dict[bytes, TableName] = {f"{name}\0".encode(): name for name in TABLES}
 _WORD = struct.Struct(">I")
 
@@ -70,7 +72,7 @@ class Change:
 
     `process` and `pid` (in the initial pid namespace) are whoever did it, empty and 0 if unknown, `generation`
     is the ruleset's after it. `chains` are the chains that it touched as far as they concern us: ours, and the
-    built-in ones; empty if they aren't known, or if only a table itself was touched.
+    built-in ones. A family of which there are none was touched nobody knows where.
     """
 
     families: frozenset[Family]
@@ -153,7 +155,7 @@ def _generation() -> tuple[int, bool]:
     """The ruleset's generation, and whether this thread's pid is that of the initial pid namespace."""
     try:
         with Netlink(NETLINK_NETFILTER) as link:
-            found = [attributes(body, NFGENMSG.size) for body in link.ask(_SUBSYSTEM | _GETGEN, NFGENMSG.pack(0, 0, 0))]
+            found = [attributes(body, NFGENMSG.size) for body in link.ask(SUBSYSTEM | GETGEN, NFGENMSG.pack(0, 0, 0))]
     except OSError as error:
         raise KpxError(f"can't ask nf_tables for its generation: {error.strerror}") from error
     (pid,) = _WORD.unpack(found[0][_GEN_PROC_PID])
@@ -171,7 +173,7 @@ class NftMonitor:
     def __init__(self, own: OwnCommits, room: int = _ROOM) -> None:
         """Start to listen, with `room` bytes for what waits to be read. Raises KpxError if the kernel refuses."""
         try:
-            self._link = Netlink(NETLINK_NETFILTER, 1 << (_NFNLGRP_NFTABLES - 1), room)
+            self._link = Netlink(NETLINK_NETFILTER, 1 << (GROUP - 1), room)
         except OSError as error:
             raise KpxError(f"can't listen to nf_tables: {error.strerror}") from error
         self._link.socket.setblocking(False)
@@ -215,7 +217,7 @@ class NftMonitor:
             self._discard()
             return UNKNOWN
         _, kind, _, _, port = HEADER.unpack_from(self._buffer)
-        if kind == _SUBSYSTEM | _NEWGEN:
+        if kind == SUBSYSTEM | NEWGEN:
             return self._committed(size, port)
         if self._own.likely(port):
             self._skipped = True  # what it holds only matters if the commit turns out to be foreign
@@ -240,7 +242,8 @@ class NftMonitor:
         found = attributes(bytes(self._buffer[:size]), HEADER.size + NFGENMSG.size)
         generation, pid = (_WORD.unpack(found[kind])[0] for kind in (_GEN_ID, _GEN_PROC_PID))
         families = frozenset(Family) if self._skipped else frozenset(self._families)
-        chains = frozenset() if self._skipped else frozenset(self._chains)
+        known = () if self._skipped else (one for one in self._chains if one[0] not in self._renamed)
+        chains = frozenset(known)
         self._forget()
         if not families or self._own.mine(port, pid, generation):
             return None
@@ -251,16 +254,17 @@ class NftMonitor:
         self._skipped = False
         self._families: set[Family] = set()
         self._chains: set[Chain] = set()
+        self._renamed: set[Family] = set()
 
     def _note(self, size: int) -> None:
         """Remember which of our tables and chains the messages of one datagram name."""
         buffer, at = self._buffer, 0
         while at < size:
             length, kind, flags, _, _ = HEADER.unpack_from(buffer, at)
-            wanted = _CHAIN_ATTRIBUTE.get(kind & 0xFF)
-            family = _FAMILY.get(buffer[at + HEADER.size])
+            wanted = CHAIN_ATTRIBUTE.get(kind & 0xFF)
+            family = FAMILIES.get(buffer[at + HEADER.size])
             if wanted is not None and family is not None:
-                renamed = kind & 0xFF == _NEWCHAIN and not flags & _NEW
+                renamed = kind & 0xFF == NEWCHAIN and not flags & _NEW
                 self._note_one(family, wanted, renamed, at + HEADER.size + NFGENMSG.size, at + length)
             at += length + 3 & ~3
 
@@ -268,7 +272,7 @@ class NftMonitor:
         """One message's attributes: the table's name comes first, the chain's, if any, soon after."""
         length, kind = ATTRIBUTE.unpack_from(self._buffer, at)
         table = _TABLES.get(bytes(self._buffer[at + 4 : at + length]))
-        if kind != _TABLE or table is None:
+        if kind != TABLE_ATTRIBUTE or table is None:
             return
         if not wanted:
             self._families.add(family)
@@ -279,4 +283,6 @@ class NftMonitor:
                 if renamed or name in _BUILT_IN or ours(name):
                     self._families.add(family)
                     self._chains.add((family, table, name))
+                if renamed:  # what it was called before isn't told
+                    self._renamed.add(family)
                 return

@@ -4,14 +4,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from kpx.errors import KpxError
-from kpx.netfilter import legacy
+from kpx.netfilter import confirmed, legacy
 from kpx.netfilter.names import ours
+from kpx.netfilter.refusal import RestoreError
 from kpx.netfilter.restore import Transaction, payload
 from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
 from kpx.netfilter.save import Saved, SavedChain, SavedTable, scan_save
-from kpx.netfilter.tools import Backend, RestoreError, Tools
+from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.edit import Edit
-from kpx.reconcile.owners import Owners
+from kpx.reconcile.owners import Owners, owners_of
 from kpx.reconcile.phases import NFT_CHAINS, transactions
 from kpx.reconcile.plan import Plan, make_plan, make_removal_plan
 
@@ -68,7 +69,8 @@ def apply(desired: Ruleset, tools: Tools, progress: Progress = lambda done, tota
     """Make the kernel hold `desired`, with the smallest change; nothing is run if it does already.
 
     A service port whose rules are refused keeps the old ones and is named in the outcome, while all others are
-    applied. Raises RestoreError if the refused rules belong to no service port.
+    applied. Raises RestoreError if the refused rules belong to no service port,
+    ToolError or UnconfirmedError if the tools can't be relied on.
     """
     return _Applying(desired, tools, progress).run()
 
@@ -92,13 +94,17 @@ def _transactions(edits: Iterable[Edit], tools: Tools) -> Iterator[Transaction]:
     return transactions(edits, NFT_CHAINS if tools.backend is Backend.NFT else 0)
 
 
+MOST_TRIES = 64
+"""How often what was refused without a line is parted to find whose it is: enough for several of 50,000."""
+
+
 class _Applying:
     """One apply: tries everything at once, then narrows down what is refused."""
 
     def __init__(self, desired: Ruleset, tools: Tools, progress: Progress = lambda done, total: None) -> None:
         self.desired, self.tools, self.progress = desired, tools, progress
         self.failed: dict[str, KpxError] = {}
-        self.restores = self.lines = 0
+        self.restores = self.lines = self._tries = 0
 
     def run(self) -> Outcome:
         live = read_live(self.tools)
@@ -106,7 +112,7 @@ class _Applying:
         try:
             return self.restore(plan)
         except RestoreError as error:
-            owners = Owners(self.desired, live)
+            owners = owners_of(self.desired, live)
             self._settle(owners.of_edits(plan.edits), error, owners)
         return Outcome(self.restores, self.lines, plan, plan.held, self.failed)
 
@@ -128,6 +134,9 @@ class _Applying:
         elif not wanted:
             raise error
         else:
+            self._tries += 1
+            if self._tries > MOST_TRIES:  # whatever is refused, it isn't the rules of a few service ports
+                raise error
             self._try(frozenset(), owners)  # if this fails, no service port is to blame
             ordered = sorted(wanted)
             middle = len(ordered) // 2
@@ -146,7 +155,7 @@ class _Applying:
         wanted = [edit for edit in edits if edit]
         if wanted:
             self.restores += 1
-            self.tools.restore(self._pieces(wanted))
+            confirmed.restore(self.tools, self._pieces(wanted))
 
     def _pieces(self, edits: Sequence[Edit]) -> Iterator[str]:
         """The payload, made while the tool takes it in."""

@@ -1,6 +1,6 @@
 """Which part of a plan belongs to which service port. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
@@ -9,16 +9,10 @@ from kpx.reconcile.edit import Edit
 
 
 class Owners:
-    """The service ports (`namespace/name:port`) behind the chains and rules of a desired and a live ruleset."""
+    """The service ports (`namespace/name:port`) behind chains and rules; `chains` are those known by name."""
 
-    def __init__(self, desired: Ruleset, live: Saved) -> None:
-        self._chains: dict[str, str] = {}
-        for table in TABLES:
-            if table in live:
-                self._chains |= chain_owners({name: one.rules for name, one in live[table].chains.items()})
-        for table in TABLES:
-            if table in desired.tables:
-                self._chains |= chain_owners(desired.tables[table].chains)
+    def __init__(self, chains: Mapping[str, str]) -> None:
+        self._chains = chains
 
     def of(self, chain: str, rule: str = "") -> str | None:
         """The service port that a rule of `chain` belongs to; None if it is there for all."""
@@ -55,6 +49,18 @@ class Owners:
     def _is_in(self, wanted: frozenset[str], chain: str, rule: str = "") -> bool:
         owner = self.of(chain, rule)
         return owner is None or owner in wanted
+
+
+def owners_of(desired: Ruleset, live: Saved | None = None) -> Owners:
+    """The service ports behind the chains and rules of a desired ruleset, and of a live one, if it is given."""
+    chains: dict[str, str] = {}
+    for table in TABLES:
+        if live and table in live:
+            chains |= chain_owners({name: one.rules for name, one in live[table].chains.items()})
+    for table in TABLES:
+        if table in desired.tables:
+            chains |= chain_owners(desired.tables[table].chains)
+    return Owners(chains)
 
 
 def _gone(edits: Iterable[Edit]) -> set[tuple[TableName, str]]:

@@ -13,7 +13,8 @@ import pytest
 
 from kpx.family import Family
 from kpx.netfilter.monitor import UNKNOWN, Change, NftMonitor, OwnCommits
-from kpx.netfilter.tools import Backend, RestoreError, Tools
+from kpx.netfilter.refusal import RestoreError
+from kpx.netfilter.tools import Backend, Tools
 from tests.kernel import needs_kernel
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("own_network"), needs_kernel]

@@ -10,8 +10,9 @@ import pytest
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter import tools as tools_module
+from kpx.netfilter.refusal import RestoreError, failed_line
 from kpx.netfilter.save import parse_save
-from kpx.netfilter.tools import Backend, RestoreError, Tools, failed_line, legacy_tables
+from kpx.netfilter.tools import Backend, Tools, legacy_tables
 from tests.kernel import BACKENDS, FAMILIES, needs_kernel
 
 HEAD = "*nat\n:KUBE-C - [0:0]\n-A KUBE-C -j RETURN\n"

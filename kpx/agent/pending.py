@@ -1,0 +1,145 @@
+"""What waits to be written, and in which order it is served. Pure: the clock is passed in.
+
+Changes are served fairly: what is small goes before what is large, and what is large takes turns and rests in
+between, so that no Service, however large and restless, holds up the others.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kpx.agent.store import ServiceKey
+
+LARGE = 600
+"""Rules of a Service from which on it is large: more than what a sync of many small ones writes."""
+BATCH = 4000
+"""Rules of small Services that one sync takes up at most."""
+REST = 1.0
+"""How long no large Service is served after one was, in times of what that took."""
+OWN_REST = 3.0
+"""How long a large Service itself rests after its turn, likewise."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One Service that changed: since when it waits, what changed how often, and when that came about.
+
+    `since` is of a monotonic clock, `triggers` are seconds since the epoch.
+    """
+
+    since: float
+    changes: Counter[str] = field(default_factory=Counter)
+    triggers: list[float] = field(default_factory=list)
+
+    def add(self, other: "Waiting") -> None:
+        """What waits also waits for this."""
+        self.since = min(self.since, other.since)
+        self.changes += other.changes
+        self.triggers += other.triggers
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one sync takes up: Services, and why the whole kernel state is to be compared, if it is.
+
+    `large` says that it is a large Service's turn.
+    """
+
+    services: Mapping[ServiceKey, Waiting] = field(default_factory=dict)
+    full: str = ""
+    large: bool = False
+
+    @property
+    def triggers(self) -> Iterator[float]:
+        """When the changes came about, in seconds since the epoch, as far as that is known."""
+        return (trigger for one in self.services.values() for trigger in one.triggers)
+
+
+class Pending:
+    """Collects what waits; `weigh` says how many rules a Service has, more or less."""
+
+    def __init__(self, weigh: Callable[[ServiceKey], int]) -> None:
+        self.full = ""
+        self._weigh = weigh
+        self._services: dict[ServiceKey, Waiting] = {}
+        self._rests: dict[ServiceKey, float] = {}
+        self._all_rest = 0.0
+        self._turn_of_large = False
+
+    def __len__(self) -> int:
+        """How many Services wait."""
+        return len(self._services)
+
+    def touch(self, keys: Iterable[ServiceKey], kind: str, trigger: float | None, now: float) -> None:
+        """An object of `kind` changed, and with it these Services."""
+        for key in keys:
+            one = self._services.setdefault(key, Waiting(now))
+            one.changes[kind] += 1
+            if trigger is not None:
+                one.triggers.append(trigger)
+
+    def compare(self, reason: str) -> None:
+        """The whole kernel state is to be compared; of several reasons the first is kept."""
+        self.full = self.full or reason
+
+    def waiting(self, kind: str) -> int:
+        """How many changes of objects of a kind wait."""
+        return sum(one.changes[kind] for one in self._services.values())
+
+    def since(self) -> float | None:
+        """Since when what has waited longest waits."""
+        return min((one.since for one in self._services.values()), default=None)
+
+    def take(self, now: float) -> Batch:
+        """What is to be served now; everything, if the whole state is compared anyway."""
+        if self.full:
+            batch = Batch(self._services, self.full)
+            self._services, self.full = {}, ""
+            return batch
+        large = self._next_large(now)
+        small = [] if large is not None and self._turn_of_large else list(self._small())
+        self._turn_of_large = bool(small)
+        if small:
+            return Batch({key: self._services.pop(key) for key in small})
+        return Batch({large: self._services.pop(large)}, large=True) if large is not None else Batch()
+
+    def put_back(self, batch: Batch) -> None:
+        """What could not be written waits on."""
+        came = self._services
+        self._services = dict(batch.services)
+        for key, one in came.items():
+            self._services.setdefault(key, Waiting(one.since)).add(one)
+        if batch.full:
+            self.compare(batch.full)
+
+    def served(self, batch: Batch, seconds: float, now: float) -> None:
+        """A batch was written, which took so long."""
+        self._rests = {key: until for key, until in self._rests.items() if until > now}
+        if batch.large:
+            self._all_rest = now + REST * seconds
+            self._rests.update((key, now + OWN_REST * seconds) for key in batch.services)
+
+    def due(self, now: float) -> float | None:
+        """Seconds until there is something to serve; None if nothing waits."""
+        if self.full or any(self._weigh(key) < LARGE for key in self._services):
+            return 0.0
+        ends = [max(self._all_rest, self._rests.get(key, 0.0)) for key in self._services]
+        return max(0.0, min(ends) - now) if ends else None
+
+    def _small(self) -> Iterator[ServiceKey]:
+        """Small Services, in the order in which they came, as many as one sync takes up."""
+        room = BATCH
+        for key in self._services:
+            weight = self._weigh(key)
+            if weight < LARGE:
+                room -= weight
+                if room < 0:
+                    return
+                yield key
+
+    def _next_large(self, now: float) -> ServiceKey | None:
+        """The large Service that has waited longest and need not rest."""
+        if now < self._all_rest:
+            return None
+        large = (key for key in self._services if self._weigh(key) >= LARGE and self._rests.get(key, 0.0) <= now)
+        return min(large, key=lambda one: self._services[one].since, default=None)

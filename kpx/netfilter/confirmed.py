@@ -1,0 +1,99 @@
+"""Writing rules, and seeing that the kernel holds them. Nothing counts as written because a tool ended with status 0.
+
+On nft the kernel's notifications tell what each commit did (`kpx.netfilter.witness`); where they don't settle it, the
+chains that the payload names are read back. On legacy, whose kernel tells nobody, they are looked at before and after.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Protocol, Self
+
+from kpx.netfilter.deeds import sections
+from kpx.netfilter.readback import Leaves, differing, leaves
+from kpx.netfilter.reading import read_chains
+from kpx.netfilter.refusal import UnconfirmedError
+from kpx.netfilter.save import SavedChain
+from kpx.netfilter.tools import Backend, Tools
+from kpx.netfilter.witness import Witness
+
+
+class _Proof(Protocol):
+    """Sees whether what is expected is done."""
+
+    def expect(self, piece: str) -> None:
+        """This part of the payload, of whole sections, comes next."""
+
+    def missing(self) -> Sequence[str]:
+        """What hasn't been done, in words, once the tool has ended."""
+
+
+def restore(tools: Tools, payload: str | Iterable[str]) -> None:
+    """`Tools.restore`, confirmed by the kernel.
+
+    Raises RestoreError if the tool refuses the payload, ToolError if it can't work, and UnconfirmedError if it says
+    that all went well and the kernel holds something else.
+    """
+    pieces = (payload,) if isinstance(payload, str) else payload
+    with _proof(tools) as proof:
+        tools.restore(_announced(pieces, proof))
+        missing = proof.missing()
+    if missing:
+        raise UnconfirmedError(f"{tools.program}-restore", missing)
+
+
+def _announced(pieces: Iterable[str], proof: _Proof) -> Iterator[str]:
+    for piece in pieces:
+        proof.expect(piece)
+        yield piece
+
+
+def _proof(tools: Tools) -> AbstractContextManager[_Proof]:
+    return _NftProof(tools) if tools.backend is Backend.NFT else _ReadBack(tools)
+
+
+class _ReadBack:
+    """What the chains that the payload names hold afterwards."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._fed: list[str] = []
+
+    def expect(self, piece: str) -> None:
+        self._fed.append(piece)
+
+    def missing(self) -> Sequence[str]:
+        left = leaves("".join(self._fed))
+        return tuple(differing(left, _live(self._tools, left), self._tools.family))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class _NftProof(_ReadBack):
+    """The kernel's notifications; what the chains hold only where these don't say that all is done."""
+
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._witness = Witness(tools.family)
+
+    def expect(self, piece: str) -> None:
+        super().expect(piece)
+        self._witness.expect(sections(piece))
+
+    def missing(self) -> Sequence[str]:
+        return super().missing() if self._witness.missing() else ()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._witness.close()
+
+
+def _live(tools: Tools, left: Leaves) -> Mapping[str, Mapping[str, SavedChain | None]]:
+    return {table: read_chains(tools, table, tuple(chains)) for table, chains in left.items()}
