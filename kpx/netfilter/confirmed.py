@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from kpx.netfilter.deeds import sections
+from kpx.netfilter.legacy_witness import LegacyWitness
 from kpx.netfilter.readback import Leaves, differing, leaves
 from kpx.netfilter.reading import read_chains
 from kpx.netfilter.refusal import UnconfirmedError
@@ -21,8 +22,8 @@ from kpx.netfilter.witness import Witness
 class _Proof(Protocol):
     """Sees whether what is expected is done."""
 
-    def expect(self, piece: str) -> None:
-        """This part of the payload, of whole sections, comes next."""
+    def announced(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The payload, given in pieces of whole sections, as it is to be fed to the tool."""
 
     def missing(self) -> Sequence[str]:
         """What hasn't been done, in words, once the tool has ended."""
@@ -36,58 +37,37 @@ def restore(tools: Tools, payload: str | Iterable[str]) -> None:
     """
     pieces = (payload,) if isinstance(payload, str) else payload
     with _proof(tools) as proof:
-        tools.restore(_announced(pieces, proof))
+        tools.restore(proof.announced(pieces))
         missing = proof.missing()
     if missing:
         raise UnconfirmedError(f"{tools.program}-restore", missing)
 
 
-def _announced(pieces: Iterable[str], proof: _Proof) -> Iterator[str]:
-    for piece in pieces:
-        proof.expect(piece)
-        yield piece
-
-
 def _proof(tools: Tools) -> AbstractContextManager[_Proof]:
-    return _NftProof(tools) if tools.backend is Backend.NFT else _ReadBack(tools)
+    return _NftProof(tools) if tools.backend is Backend.NFT else LegacyWitness(tools.family)
 
 
-class _ReadBack:
-    """What the chains that the payload names hold afterwards."""
+class _NftProof:
+    """The kernel's notifications; what the chains hold where these don't say that all is done."""
 
     def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+        self._tools, self._witness = tools, Witness(tools.family)
         self._fed: list[str] = []
 
-    def expect(self, piece: str) -> None:
-        self._fed.append(piece)
+    def announced(self, pieces: Iterable[str]) -> Iterator[str]:
+        for piece in pieces:
+            self._fed.append(piece)
+            self._witness.expect(sections(piece))
+            yield piece
 
     def missing(self) -> Sequence[str]:
+        if not self._witness.missing():
+            return ()
         left = leaves("".join(self._fed))
         return tuple(differing(left, _live(self._tools, left), self._tools.family))
 
     def __enter__(self) -> Self:
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-class _NftProof(_ReadBack):
-    """The kernel's notifications; what the chains hold only where these don't say that all is done."""
-
-    def __init__(self, tools: Tools) -> None:
-        super().__init__(tools)
-        self._witness = Witness(tools.family)
-
-    def expect(self, piece: str) -> None:
-        super().expect(piece)
-        self._witness.expect(sections(piece))
-
-    def missing(self) -> Sequence[str]:
-        return super().missing() if self._witness.missing() else ()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,7 +15,8 @@ class Deeds:
     """What happens to one chain: how many rules come and go, and whether the chain itself is made or dropped.
 
     `emptied` says that whatever rules it had go, so that nobody knows how many. `open` says that the command is one
-    of which nothing is expected.
+    of which nothing is expected. `gone` are the rules that are deleted, in words, and `kept` is how many of them are
+    added again.
     """
 
     added: int = 0
@@ -24,6 +25,22 @@ class Deeds:
     dropped: int = 0
     emptied: bool = False
     open: bool = False
+    kept: int = 0
+    gone: set[str] | None = None  # no set for each of 60,000 chains
+
+    def then(self, other: "Deeds") -> "Deeds":
+        """This, and then that."""
+        if other.emptied:
+            return other
+        return Deeds(
+            self.added + other.added,
+            self.deleted + other.deleted,
+            self.made + other.made,
+            other.dropped,
+            self.emptied,
+            self.open or other.open,
+            self.kept + other.kept,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +70,8 @@ def sections(payload: str) -> Iterator[Section]:
     for line in payload.split("\n"):
         match line[:1]:
             case "-":
-                chain, _, _ = line[3:].partition(" ")
-                _count(chains.setdefault(chain, Deeds()), line[1])
+                chain, _, rule = line[3:].partition(" ")
+                _count(chains.setdefault(chain, Deeds()), line[1], rule)
             case ":":
                 chain, _, policy = line[1:].partition(" ")
                 one = chains.setdefault(chain, Deeds())
@@ -68,12 +85,15 @@ def sections(payload: str) -> Iterator[Section]:
                 yield Section(table, chains)
 
 
-def _count(chain: Deeds, command: str) -> None:
+def _count(chain: Deeds, command: str, rule: str) -> None:
     match command:
         case "A" | "I":
             chain.added += 1
+            if chain.gone and (rule if command == "A" else rule.partition(" ")[2]) in chain.gone:
+                chain.kept += 1
         case "D":
             chain.deleted += 1
+            chain.gone = (chain.gone or set()) | {rule}
         case "X":
             chain.dropped += 1
         case "F":

@@ -172,8 +172,8 @@ def syncing(backend: Backend, work: Callable[[FamilySync, Metrics], Awaitable[No
         try:
             await work(sync, metrics)
         finally:
-            for one in running:
-                one.cancel()
+            for task in running:
+                task.cancel()
 
     with Namespace() as namespace, namespace.entered():
         asyncio.run(main())
