@@ -88,12 +88,22 @@ class Planner:
         return gone, tuple((plan.name, chain) for plan in self._tables.values() for chain in plan.held)
 
 
+@dataclass(frozen=True, slots=True)
+class _Mine:
+    """The names of chains that are ours, but for some: also of those that `live` leaves out, as rules jump to them."""
+
+    keep: frozenset[str]
+
+    def __contains__(self, chain: object) -> bool:
+        return isinstance(chain, str) and ours(chain) and chain not in self.keep
+
+
 class _TablePlan:
     """One table's edits; some may be empty."""
 
     def __init__(self, name: TableName, live: Mapping[str, SavedChain], family: Family, keep: frozenset[str]) -> None:
         self.name, self.live, self.family = name, live, family
-        self.mine = frozenset(chain for chain in live if ours(chain)) - keep
+        self.mine = _Mine(keep)
         self.taken: set[str] = set()
         self.entered: frozenset[str] = frozenset()
         self.held: tuple[str, ...] = ()
@@ -144,6 +154,6 @@ class _TablePlan:
         ]
         while edge:
             targets = {target_of(rule) for chain in edge for rule in self.live[chain].rules}
-            edge = [one for one in targets if one in self.mine and one in self.live and one not in needed]
+            edge = [one for one in targets if one and one in self.mine and one in self.live and one not in needed]
             needed.update(edge)
         return frozenset(needed)
