@@ -142,9 +142,7 @@ class Tools:
             return ""
         command = [self._binary("-save"), *(["-c"] if counters else []), *(["-t", table] if table else [])]
         text = self._ask(command, niceness)
-        for name in (table,) if table else ("filter", "nat"):
-            if f"# Table `{name}' is incompatible" in text:
-                raise KpxError(f"{command[0]}: table {name} holds rules of nft that iptables can't read")
+        _refuse_incompatible(command[0], text, (table,) if table else ("filter", "nat"))
         return text
 
     def save_lines(self, table: str, niceness: int = 0) -> Iterator[bytes]:
@@ -177,6 +175,55 @@ class Tools:
             raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s")
         if process.returncode != 0:
             raise KpxError(f"{' '.join(command)}: {_reason(said)}")
+
+    def save_unless(self, disturbed: Callable[[], bool], niceness: int = 0) -> str | None:
+        """As `save` of all tables; None, and the process is killed, once `disturbed` says so before it prints.
+
+        It is asked ten times a second. The nft tools read everything before they print, and start over when others
+        commit meanwhile: from the first byte on nothing can disturb them any more.
+        """
+        command = [self._binary("-save")]
+        with open(os.memfd_create("saved"), "w+b") as saved:
+            with _start(command, stdin=subprocess.DEVNULL, stdout=saved, stderr=subprocess.PIPE) as process:
+                if niceness:
+                    _slow_down(process.pid, niceness)
+                with _killing(process, self.timeout) as killed:
+                    assert process.stderr is not None
+                    while not os.fstat(saved.fileno()).st_size and process.poll() is None:
+                        if disturbed():
+                            process.kill()
+                            return None
+                        with suppress(subprocess.TimeoutExpired):
+                            process.wait(0.1)
+                    said = process.stderr.read()
+            if killed:
+                raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s")
+            if process.returncode != 0:
+                raise KpxError(f"{' '.join(command)}: {_reason(said.decode(errors='replace'))}")
+            saved.seek(0)
+            text = saved.read().decode(errors="surrogateescape")
+        _refuse_incompatible(command[0], text, ("filter", "nat"))
+        return text
+
+    def list_chains(self, payload: str, niceness: int = 0) -> tuple[str, str]:
+        """What `iptables-restore --noflush` prints of `-S CHAIN` lines; and why it stopped, "" if it didn't.
+
+        On the legacy backend it takes the lock, as if it were to change something.
+        """
+        command = [self._binary("-restore"), "--noflush", "-w", str(self.wait)]
+        pipe = subprocess.PIPE
+        with _start(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            if niceness:
+                _slow_down(process.pid, niceness)
+            try:
+                printed, said = process.communicate(payload.encode(errors="surrogateescape"), self.timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s") from None
+        why = _reason(said.decode(errors="replace")) if process.returncode else ""
+        if process.returncode < 0:
+            raise KpxError(f"{' '.join(command)}: {why}")
+        return printed.decode(errors="surrogateescape"), why
 
     def restore(self, payload: str | Iterable[str]) -> None:
         """Feed a payload to `iptables-restore --noflush`; one in pieces while it is being made, piece by piece.
@@ -234,6 +281,12 @@ class Tools:
             raise KpxError(f"{' '.join(command)}: no answer after {self.timeout:g} s")
         if process.returncode != 0:
             raise RestoreError(command, words, "".join(fed))
+
+
+def _refuse_incompatible(program: str, text: str, tables: Iterable[str]) -> None:
+    for name in tables:
+        if f"# Table `{name}' is incompatible" in text:
+            raise KpxError(f"{program}: table {name} holds rules of nft that iptables can't read")
 
 
 def _start(command: list[str], **streams: Any) -> "subprocess.Popen[bytes]":
