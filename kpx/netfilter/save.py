@@ -89,7 +89,7 @@ def parse_save(text: str) -> Saved:
         elif line[0] == "-" or line[0] == "[":
             if len(line) > LONGEST_RULE:
                 raise SaveError(f"line {number}: longer than any rule: {excerpt(line)}")
-            while (line.count('"') & 1 or "\\" in line) and _open_quote(line):
+            while (line.count('"') & 1 or "\\" in line) and open_quote(line):
                 following = next(lines, None)
                 if following is None or len(line) > LONGEST_RULE:
                     raise SaveError(f"line {number}: a quote is never closed: {excerpt(line)}")
@@ -143,7 +143,7 @@ def _insert(chains: dict[str, _Chain], number: int, line: str) -> None:
     chain.rules.insert(int(match[2]) - 1, match[3])
 
 
-def _open_quote(line: str) -> bool:
+def open_quote(line: str) -> bool:
     """Whether a double-quoted string is still open at the end of the line."""
     return re.fullmatch(r'(?:[^"]|"(?:[^"\\]|\\.)*")*', line, re.DOTALL) is None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.process import Patience, slow_down, start
-from kpx.netfilter.refusal import reason_of, refusal
+from kpx.netfilter.refusal import ToolError, reason_of, refusal
 
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -59,9 +59,7 @@ class Tools:
             return ""
         command = [self._binary("-save"), *(["-c"] if counters else []), *(["-t", table] if table else [])]
         text = self._ask(command, niceness)
-        for name in (table,) if table else ("filter", "nat"):
-            if f"# Table `{name}' is incompatible" in text:
-                raise KpxError(f"{command[0]}: table {name} holds rules of nft that iptables can't read")
+        _refuse_incompatible(command[0], text, (table,) if table else ("filter", "nat"))
         return text
 
     def save_lines(self, table: str, niceness: int = 0) -> Iterator[bytes]:
@@ -92,6 +90,54 @@ class Tools:
         patience.check(command)
         if process.returncode != 0:
             raise KpxError(f"{' '.join(command)}: {reason_of(said)}")
+
+    def save_unless(self, disturbed: Callable[[], bool], niceness: int = 0) -> str | None:
+        """As `save` of all tables; None, and the process is killed, once `disturbed` says so before it prints.
+
+        It is asked ten times a second. The nft tools read everything before they print, and start over when others
+        commit meanwhile: from the first byte on nothing can disturb them any more.
+        """
+        command, pipe = [self._binary("-save")], subprocess.PIPE
+        with open(os.memfd_create("saved"), "w+b") as saved:
+            with (
+                start(command, _environment(), stdin=subprocess.DEVNULL, stdout=saved, stderr=pipe) as process,
+                Patience(process, self.timeout) as patience,
+            ):
+                slow_down(process, niceness)
+                assert process.stderr is not None
+                while not os.fstat(saved.fileno()).st_size and process.poll() is None:
+                    if disturbed():
+                        process.kill()
+                        return None
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(0.1)
+                said = process.stderr.read()
+            patience.check(command)
+            if process.returncode != 0:
+                raise KpxError(f"{' '.join(command)}: {reason_of(said.decode(errors='replace'))}")
+            saved.seek(0)
+            text = saved.read().decode(errors="surrogateescape")
+        _refuse_incompatible(command[0], text, ("filter", "nat"))
+        return text
+
+    def list_chains(self, payload: str, niceness: int = 0) -> tuple[str, str]:
+        """What `iptables-restore --noflush` prints of `-S CHAIN` lines; and why it stopped, "" if it didn't.
+
+        On the legacy backend it takes the lock, as if it were to change something.
+        """
+        command = [self._binary("-restore"), "--noflush", "-w", str(self.wait)]
+        pipe = subprocess.PIPE
+        with (
+            start(command, _environment(), stdin=pipe, stdout=pipe, stderr=pipe) as process,
+            Patience(process, self.timeout) as patience,
+        ):
+            slow_down(process, niceness)
+            printed, said = process.communicate(payload.encode(errors="surrogateescape"))
+        patience.check(command)
+        why = reason_of(said.decode(errors="replace")) if process.returncode else ""
+        if process.returncode < 0:
+            raise ToolError(f"{' '.join(command)}: {why}")
+        return printed.decode(errors="surrogateescape"), why
 
     def restore(self, payload: str | Iterable[str]) -> None:
         """Feed a payload to `iptables-restore --noflush`; one in pieces while it is being made, piece by piece.
@@ -155,6 +201,12 @@ class Tools:
         patience.check(command)
         if process.returncode != 0:
             raise refusal(command, process.returncode, words, "".join(fed))
+
+
+def _refuse_incompatible(program: str, text: str, tables: Iterable[str]) -> None:
+    for name in tables:
+        if f"# Table `{name}' is incompatible" in text:
+            raise KpxError(f"{program}: table {name} holds rules of nft that iptables can't read")
 
 
 def _program(family: Family) -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from kpx.errors import KpxError
 from kpx.netfilter import confirmed, legacy
 from kpx.netfilter.names import ours
+from kpx.netfilter.reading import read_tables
 from kpx.netfilter.refusal import RestoreError
 from kpx.netfilter.restore import Transaction, payload
 from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
-from kpx.netfilter.save import Saved, SavedChain, SavedTable, scan_save
+from kpx.netfilter.save import Saved, SavedChain, SavedTable
 from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners, owners_of
@@ -37,18 +38,13 @@ class Outcome:
 
 
 def read_live(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 0) -> Saved:
-    """The live tables of one family, by name; `niceness` as in `Tools.save`.
+    """The live tables of one family, by name, as `read_tables` reads them; `niceness` as in `Tools.save`.
 
     On the legacy backend the chains are looked at in-process first: a table without any of ours, as on a new node,
     need not be read in full, because nothing in it has to change but what is added.
     """
-    if tools.backend is Backend.NFT:  # reads all tables even if asked for one
-        return {name: table for name, table in scan_save(tools.save(niceness=niceness)).items() if name in tables}
-    saved: dict[str, SavedTable] = dict(_clear_tables(tools))
-    for table in tables:
-        if table not in saved:
-            saved.update(scan_save(tools.save(table, niceness=niceness)))
-    return saved
+    clear = dict(_clear_tables(tools)) if tools.backend is Backend.LEGACY else {}
+    return {**clear, **read_tables(tools, [table for table in tables if table not in clear], niceness)}
 
 
 def _clear_tables(tools: Tools) -> Iterator[tuple[str, SavedTable]]:
