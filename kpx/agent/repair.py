@@ -80,7 +80,7 @@ class Repairs:
                 self._woken.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), wait)
-            if not await self._mend(self._suspects.take(time.monotonic())):
+            if not await self._mend(self._suspects.take()):
                 await asyncio.sleep(FALSE_ALARM_SECONDS)
 
     async def _mend(self, chains: Iterable[ChainKey]) -> bool:

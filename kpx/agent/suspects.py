@@ -57,14 +57,15 @@ class Suspects:
         self._chains = {}
 
     def due(self, now: float) -> float | None:
-        """Seconds until one of them may be looked at; None without any."""
-        return min((self._delay(chain, now) for chain in self._chains), default=None)
+        """Seconds until they may be looked at; None without any.
 
-    def take(self, now: float) -> tuple[ChainKey, ...]:
-        """Those that may be looked at now."""
-        taken = tuple(chain for chain in self._chains if not self._delay(chain, now))
-        for chain in taken:
-            del self._chains[chain]
+        All wait for the one that has to wait longest: rules of one chain may jump to another.
+        """
+        return max((self._delay(chain, now) for chain in self._chains), default=None)
+
+    def take(self) -> tuple[ChainKey, ...]:
+        """All of them, to be looked at now."""
+        taken, self._chains = tuple(self._chains), {}
         return taken
 
     def repaired(self, chains: Iterable[ChainKey], now: float) -> Mapping[ChainKey, float]:
