@@ -1,7 +1,8 @@
 """What waits to be written, and in which order it is served. Pure: the clock is passed in.
 
-Changes are served fairly: what is small goes before what is large, and what is large takes turns and rests in
-between, so that no Service, however large and restless, holds up the others.
+Changes are served fairly. Calm Services, which haven't been served for a while, have a throttle of their own, so that
+restless ones can't use it up. What is large takes turns and rests in between. So no Service, however large and
+restless, holds up the others.
 """
 
 from collections import Counter
@@ -9,15 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kpx.agent.store import ServiceKey
+from kpx.agent.throttle import Throttle
 
 LARGE = 600
 """Rules of a Service from which on it is large: more than what a sync of many small ones writes."""
 BATCH = 4000
 """Rules of small Services that one sync takes up at most."""
+CALM = 5.0
+"""Seconds without a turn after which a Service is calm."""
 REST = 1.0
 """How long no large Service is served after one was, in times of what that took."""
 OWN_REST = 3.0
 """How long a large Service itself rests after its turn, likewise."""
+PATIENCE = 10.0
+"""Seconds after which a large Service goes before small ones."""
 
 
 @dataclass(slots=True)
@@ -56,12 +62,17 @@ class Batch:
 
 
 class Pending:
-    """Collects what waits; `weigh` says how many rules a Service has, more or less."""
+    """Collects what waits; `weigh` says how many rules a Service has, more or less.
 
-    def __init__(self, weigh: Callable[[ServiceKey], int]) -> None:
+    A sync of calm Services may come every `period` seconds, and one of others likewise.
+    """
+
+    def __init__(self, weigh: Callable[[ServiceKey], int], period: float, now: float) -> None:
         self.full = ""
+        self.throttle, self._restless = Throttle(period, now), Throttle(period, now)
         self._weigh = weigh
         self._services: dict[ServiceKey, Waiting] = {}
+        self._served: dict[ServiceKey, float] = {}
         self._rests: dict[ServiceKey, float] = {}
         self._all_rest = 0.0
         self._turn_of_large = False
@@ -82,6 +93,11 @@ class Pending:
         """The whole kernel state is to be compared; of several reasons the first is kept."""
         self.full = self.full or reason
 
+    def adapt(self, least: float, seconds: float, now: float) -> None:
+        """A restore took so long: see `Throttle.adapt`."""
+        self.throttle.adapt(least, seconds, now)
+        self._restless.adapt(least, seconds, now)
+
     def waiting(self, kind: str) -> int:
         """How many changes of objects of a kind wait."""
         return sum(one.changes[kind] for one in self._services.values())
@@ -90,18 +106,36 @@ class Pending:
         """Since when what has waited longest waits."""
         return min((one.since for one in self._services.values()), default=None)
 
+    def due(self, now: float) -> float | None:
+        """Seconds until there is something to serve; None if nothing waits."""
+        if self.full:
+            return self.throttle.delay(now)
+        found = []
+        if any(self._is_small(key) and self._is_calm(key, now) for key in self._services):
+            found.append(self.throttle.delay(now))
+        if any(self._is_small(key) for key in self._services):
+            found.append(self._restless.delay(now))
+        ends = [max(self._all_rest, self._rests.get(key, 0.0)) for key in self._services if not self._is_small(key)]
+        if ends:
+            found.append(max(min(ends) - now, self._restless.delay(now), 0.0))
+        return min(found, default=None)
+
     def take(self, now: float) -> Batch:
         """What is to be served now; everything, if the whole state is compared anyway."""
         if self.full:
             batch = Batch(self._services, self.full)
             self._services, self.full = {}, ""
+            self.throttle.take(now)
             return batch
         large = self._next_large(now)
+        calm = [key for key in self._small() if self._is_calm(key, now)]
+        if calm and not self.throttle.delay(now) and not self._is_overdue(large, now):
+            self.throttle.take(now)
+            return self._batch(dict.fromkeys((*calm, *self._small())))
+        self._restless.take(now)
         small = [] if large is not None and self._turn_of_large else list(self._small())
         self._turn_of_large = bool(small)
-        if small:
-            return Batch({key: self._services.pop(key) for key in small})
-        return Batch({large: self._services.pop(large)}, large=True) if large is not None else Batch()
+        return self._batch(small) if small else self._batch([large] if large else [], large=True)
 
     def put_back(self, batch: Batch) -> None:
         """What could not be written waits on."""
@@ -114,17 +148,15 @@ class Pending:
 
     def served(self, batch: Batch, seconds: float, now: float) -> None:
         """A batch was written, which took so long."""
+        self._served = {key: at for key, at in self._served.items() if now - at < CALM}
+        self._served.update(dict.fromkeys(batch.services, now))
         self._rests = {key: until for key, until in self._rests.items() if until > now}
         if batch.large:
             self._all_rest = now + REST * seconds
             self._rests.update((key, now + OWN_REST * seconds) for key in batch.services)
 
-    def due(self, now: float) -> float | None:
-        """Seconds until there is something to serve; None if nothing waits."""
-        if self.full or any(self._weigh(key) < LARGE for key in self._services):
-            return 0.0
-        ends = [max(self._all_rest, self._rests.get(key, 0.0)) for key in self._services]
-        return max(0.0, min(ends) - now) if ends else None
+    def _batch(self, keys: Iterable[ServiceKey], large: bool = False) -> Batch:
+        return Batch({key: self._services.pop(key) for key in keys}, large=large)
 
     def _small(self) -> Iterator[ServiceKey]:
         """Small Services, in the order in which they came, as many as one sync takes up."""
@@ -141,5 +173,14 @@ class Pending:
         """The large Service that has waited longest and need not rest."""
         if now < self._all_rest:
             return None
-        large = (key for key in self._services if self._weigh(key) >= LARGE and self._rests.get(key, 0.0) <= now)
+        large = (key for key in self._services if not self._is_small(key) and self._rests.get(key, 0.0) <= now)
         return min(large, key=lambda one: self._services[one].since, default=None)
+
+    def _is_small(self, key: ServiceKey) -> bool:
+        return self._weigh(key) < LARGE
+
+    def _is_calm(self, key: ServiceKey, now: float) -> bool:
+        return now - self._served.get(key, -CALM) >= CALM
+
+    def _is_overdue(self, key: ServiceKey | None, now: float) -> bool:
+        return key is not None and now - self._services[key].since > PATIENCE

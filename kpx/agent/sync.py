@@ -65,11 +65,10 @@ class FamilySync:
         self.metrics, self.health = metrics, health
         self.family, self.kernel = tools.family, Kernel(tools, desired)
         self.synced_once, self.attempted = asyncio.Event(), asyncio.Event()
-        self.throttle = Throttle(min_period, time.monotonic())
         self._min_period, self.adaptive = min_period, adaptive
         self._after_sync = after_sync
         self.repairs = Repairs(self.kernel, metrics, health, verify_period, self.compare)
-        self._pending = Pending(desired.weight)
+        self._pending = Pending(desired.weight, min_period, time.monotonic())
         self._woken = asyncio.Event()
         self._urgent = False
         self._paused_until = 0.0
@@ -97,6 +96,11 @@ class FamilySync:
         self._urgent = self._urgent or reason == DAMAGE
         self._wake()
 
+    @property
+    def throttle(self) -> Throttle:
+        """How often syncs may come."""
+        return self._pending.throttle
+
     async def once(self) -> None:
         """Compare the whole kernel state with what is desired, now. Raises KpxError if that fails in any part."""
         async with self.kernel.turn:
@@ -112,7 +116,6 @@ class FamilySync:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), wait if wait < float("inf") else None)
             self._urgent = False
-            self.throttle.take(time.monotonic())
             await self._attempt()
 
     def _delay(self) -> float:
@@ -121,7 +124,7 @@ class FamilySync:
         due = self._pending.due(now)
         if due is None:
             return float("inf")
-        return max(self._paused_until - now, 0.0 if self._urgent else max(due, self.throttle.delay(now)), 0.0)
+        return max(self._paused_until - now, 0.0 if self._urgent else due, 0.0)
 
     def _wake(self) -> None:
         self.metrics.sync_queued(self.family, time.time())
@@ -219,7 +222,7 @@ class FamilySync:
     async def _send(self, edits: list[Edit], services: Iterable[ServiceKey]) -> Outcome:
         outcome = await self.kernel.send(edits, services)
         if self.adaptive and outcome.restores:
-            self.throttle.adapt(self._min_period, outcome.seconds, time.monotonic())
+            self._pending.adapt(self._min_period, outcome.seconds, time.monotonic())
         return outcome
 
     async def _compare(self, reason: str, edits: list[Edit], services: Iterable[ServiceKey]) -> Outcome:
