@@ -47,7 +47,8 @@ def read_chains(tools: Tools, table: str, names: Collection[str], niceness: int 
     `Tools.save`. Raises KpxError, also for a chain that holds rules of nft which iptables can't read.
     """
     if tools.backend is Backend.NFT:
-        saved = _read_pieces(tools, table, names, niceness)
+        here = _here(tools.family, table, names) if table in nft.table_names(tools.family) else frozenset()
+        saved = _read_pieces(tools, table, [name for name in names if name in here], niceness)
     else:
         saved = scan_save(tools.save(table, niceness=niceness))
     chains = saved[table].chains if table in saved else {}
@@ -86,12 +87,8 @@ def _disturbed() -> Callable[[], bool]:
 
 
 def _read_pieces(tools: Tools, table: str, names: Collection[str], niceness: int) -> Saved:
-    """One table, with those of the chains that are there."""
-    if table not in nft.table_names(tools.family):
-        return {}
-    wanted = dict.fromkeys(name for name in names if _NAME.fullmatch(name))
-    here = _here(tools.family, table, wanted)
-    left = [name for name in wanted if name in here]
+    """One table that exists, with those of the chains that are still there."""
+    left = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
     listed = (
         one for at in range(0, len(left), _PROCESS) for one in _list(tools, table, left[at : at + _PROCESS], niceness)
     )
