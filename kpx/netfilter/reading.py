@@ -97,11 +97,22 @@ def _read_pieces(tools: Tools, table: str, names: Collection[str], niceness: int
     return scan_save(as_save(table, listed))
 
 
-def _list(tools: Tools, table: str, names: Sequence[str], niceness: int) -> Iterator[Listing]:
+def counted_rules(tools: Tools, table: str, names: Collection[str], niceness: int = 0) -> Iterator[str]:
+    """The rules of chains of an nft table, with `-c PACKETS BYTES` before the target; chains that have gone have none.
+
+    Reads as `read_chains` does, and what is read is passed on piece by piece. Raises KpxError.
+    """
+    left = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
+    for at in range(0, len(left), _PROCESS):
+        for one in _list(tools, table, left[at : at + _PROCESS], niceness, " -v"):
+            yield from one.rules.split("\n")
+
+
+def _list(tools: Tools, table: str, names: Sequence[str], niceness: int, option: str = "") -> Iterator[Listing]:
     """Read chains that were there a moment ago. The tool stops at the first that isn't there any more."""
     left, failed = list(names), False
     while left:
-        printed, why = tools.list_chains("".join(_sections(table, left)), niceness)
+        printed, why = tools.list_chains("".join(_sections(table, left, option)), niceness)
         listing = Listing.of(printed)
         read = len(listing.names)
         if list(listing.names) != left[:read] or (not why and read < len(left)):
@@ -121,7 +132,7 @@ def _here(family: Family, table: str, names: Collection[str]) -> frozenset[str]:
     return nft.present(family, table, names).union(BUILT_IN.get(table, ()))
 
 
-def _sections(table: str, names: Sequence[str]) -> Iterator[str]:
+def _sections(table: str, names: Sequence[str], option: str) -> Iterator[str]:
     for at in range(0, len(names), _SECTION):
-        lines = "".join(f"-S {name}\n" for name in names[at : at + _SECTION])
+        lines = "".join(f"-S {name}{option}\n" for name in names[at : at + _SECTION])
         yield f"*{table}\n{lines}COMMIT\n"
