@@ -1,11 +1,13 @@
 """Which backend does this host use? Two sets of rules side by side would both act on every packet."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.netfilter import nft
 from kpx.netfilter.names import KUBELET_HINTS
+from kpx.netfilter.reading import BUILT_IN, read_tables
 from kpx.netfilter.save import SavedTable, parse_save
 from kpx.netfilter.tools import Backend, Tools, binary, plain_backend
 
@@ -51,13 +53,19 @@ def detect() -> Backend:
 
 
 def _hinted(backend: Backend) -> bool:
-    saves = (tools.save("mangle") for tools in _tools(backend))
-    tables = (parse_save(save).get("mangle", SavedTable({})) for save in saves)
-    return any(hint in table.chains for table in tables for hint in KUBELET_HINTS)
+    return any(hint in _mangle(tools) for tools in _tools(backend) for hint in KUBELET_HINTS)
+
+
+def _mangle(tools: Tools) -> Collection[str]:
+    """The chains of the mangle table: on nft without a save, which reads all tables, and again while others commit."""
+    if tools.backend is Backend.NFT:
+        return nft.chain_names(tools.family, "mangle")
+    return parse_save(tools.save("mangle")).get("mangle", SavedTable({})).chains
 
 
 def _rules(backend: Backend) -> int:
-    return sum(tools.save().count("\n-A ") for tools in _tools(backend))
+    tables = (read_tables(tools, tuple(BUILT_IN)) for tools in _tools(backend))
+    return sum(len(chain.rules) for saved in tables for table in saved.values() for chain in table.chains.values())
 
 
 def _tools(backend: Backend) -> list[Tools]:

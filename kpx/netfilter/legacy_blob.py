@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Final
 
 from kpx.errors import KpxError
@@ -72,7 +73,7 @@ class Blob:
         """A number for each rule of a chain; None if there is no such chain."""
         if chain in self._built_in:
             start, end = self._built_in[chain]
-            return tuple(self._digest(at) for at in self._entries(start) if at < end)
+            return tuple(self._digest(at) for at in takewhile(lambda at: at < end, self._entries(start)))
         head = self._find(chain.encode())
         if head is None:
             return None
@@ -127,7 +128,7 @@ class Blob:
         while last - first > _SHORT:
             middle = (first + last) // 2
             found = _HEAD.search(self._data, middle, last)
-            if found is None or found[1] > name:
+            if found is None or self._is_end(found) or found[1] > name:
                 last = middle
             elif found[1] == name:
                 return self._head_of(found)
@@ -140,12 +141,16 @@ class Blob:
         """Whether chains stand in the order of their names, by a sample. The table's end is a head called ERROR."""
         step = max(_SHORT, len(self._data) // _SAMPLES)
         found = (_HEAD.search(self._data, at) for at in range(0, len(self._data), step))
-        names = [one[1] for one in found if one and one.end() < len(self._data) - _HEAD_TARGET]
+        names = [one[1] for one in found if one and not self._is_end(one)]
         return names == sorted(names)
 
     def _named(self, name: bytes, first: int, last: int) -> int | None:
         at = self._data.find(b"ERROR" + bytes(25) + name + b"\0", first, last)
         return None if at < 0 else at - 2 - self._shape.elements
+
+    def _is_end(self, found: re.Match[bytes]) -> bool:
+        """Whether a head is the table's end: it is called ERROR, and so sorts before the chains that it follows."""
+        return found.end() >= len(self._data) - _HEAD_TARGET
 
     def _head_of(self, found: re.Match[bytes]) -> int:
         return found.start() - 2 - self._shape.elements

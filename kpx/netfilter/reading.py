@@ -27,6 +27,8 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
     "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "raw": ("PREROUTING", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
 """The chains that a table has for iptables even where the kernel doesn't know them yet."""
 _SECTION = 100
@@ -47,7 +49,8 @@ def read_chains(tools: Tools, table: str, names: Collection[str], niceness: int 
     `Tools.save`. Raises KpxError, also for a chain that holds rules of nft which iptables can't read.
     """
     if tools.backend is Backend.NFT:
-        saved = _read_pieces(tools, table, names, niceness)
+        here = _here(tools.family, table, names) if table in nft.table_names(tools.family) else frozenset()
+        saved = _read_pieces(tools, table, [name for name in names if name in here], niceness)
     else:
         saved = scan_save(tools.save(table, niceness=niceness))
     chains = saved[table].chains if table in saved else {}
@@ -86,23 +89,30 @@ def _disturbed() -> Callable[[], bool]:
 
 
 def _read_pieces(tools: Tools, table: str, names: Collection[str], niceness: int) -> Saved:
-    """One table, with those of the chains that are there."""
-    if table not in nft.table_names(tools.family):
-        return {}
-    wanted = dict.fromkeys(name for name in names if _NAME.fullmatch(name))
-    here = _here(tools.family, table, wanted)
-    left = [name for name in wanted if name in here]
+    """One table that exists, with those of the chains that are still there."""
+    left = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
     listed = (
         one for at in range(0, len(left), _PROCESS) for one in _list(tools, table, left[at : at + _PROCESS], niceness)
     )
     return scan_save(as_save(table, listed))
 
 
-def _list(tools: Tools, table: str, names: Sequence[str], niceness: int) -> Iterator[Listing]:
+def counted_rules(tools: Tools, table: str, names: Collection[str], niceness: int = 0) -> Iterator[str]:
+    """The rules of chains of an nft table, with `-c PACKETS BYTES` before the target; chains that have gone have none.
+
+    Reads as `read_chains` does, and what is read is passed on piece by piece. Raises KpxError.
+    """
+    left = [name for name in dict.fromkeys(names) if _NAME.fullmatch(name)]
+    for at in range(0, len(left), _PROCESS):
+        for one in _list(tools, table, left[at : at + _PROCESS], niceness, " -v"):
+            yield from one.rules.split("\n")
+
+
+def _list(tools: Tools, table: str, names: Sequence[str], niceness: int, option: str = "") -> Iterator[Listing]:
     """Read chains that were there a moment ago. The tool stops at the first that isn't there any more."""
     left, failed = list(names), False
     while left:
-        printed, why = tools.list_chains("".join(_sections(table, left)), niceness)
+        printed, why = tools.list_chains("".join(_sections(table, left, option)), niceness)
         listing = Listing.of(printed)
         read = len(listing.names)
         if list(listing.names) != left[:read] or (not why and read < len(left)):
@@ -122,7 +132,7 @@ def _here(family: Family, table: str, names: Collection[str]) -> frozenset[str]:
     return nft.present(family, table, names).union(BUILT_IN.get(table, ()))
 
 
-def _sections(table: str, names: Sequence[str]) -> Iterator[str]:
+def _sections(table: str, names: Sequence[str], option: str) -> Iterator[str]:
     for at in range(0, len(names), _SECTION):
-        lines = "".join(f"-S {name}\n" for name in names[at : at + _SECTION])
+        lines = "".join(f"-S {name}{option}\n" for name in names[at : at + _SECTION])
         yield f"*{table}\n{lines}COMMIT\n"

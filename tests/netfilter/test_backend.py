@@ -1,12 +1,15 @@
 """Which backend a host uses."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.backend import Evidence, available, decide, detect
 from kpx.netfilter.tools import Backend, Tools, legacy_tables, plain_backend
-from tests.kernel import BACKENDS, FAMILIES, needs_kernel
+from tests.kernel import BACKENDS, FAMILIES, PROGRAM, needs_kernel
 
 NFT, LEGACY = Backend.NFT, Backend.LEGACY
 
@@ -49,6 +52,17 @@ class TestDetect:
         assert detect() is plain_backend()
         assert legacy_tables(Family.IPV4) == legacy_tables(Family.IPV6) == ()
         assert Tools(NFT, Family.IPV4).save() == ""
+
+    def test_others_that_commit_all_the_time_hold_nothing_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Tools(NFT, Family.IPV4).restore("*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n")
+        Tools(LEGACY, Family.IPV4).restore("*filter\n-A INPUT -j ACCEPT\nCOMMIT\n")
+        for program in PROGRAM.values():  # iptables-nft-save starts over and over, and never prints
+            (tmp_path / f"{program}-nft-save").write_text("#!/bin/sh\nexec sleep 1000\n")
+            (tmp_path / f"{program}-nft-save").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        assert detect() is NFT
 
     @pytest.mark.parametrize("hint", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
     @pytest.mark.parametrize("family", FAMILIES)
