@@ -1,0 +1,110 @@
+"""When clean-ups have their turn, and that nothing that waits for one is forgotten."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kpx.agent.backlog import LONGEST_PAUSE, MOST_GONE, Backlog, Work
+from kpx.model.service import ServicePort, ServicePortName
+
+WEB, DNS = ("shop", "web"), ("kube-system", "dns")
+
+
+def port(number: int) -> ServicePort:
+    return ServicePort(ServicePortName("shop", "web", "", "udp"), "10.96.0.1", number)
+
+
+def test_nothing_waits_at_first() -> None:
+    backlog = Backlog()
+    assert not backlog
+    assert not backlog.take()
+    backlog.add(Work())
+    assert not backlog
+
+
+@pytest.mark.parametrize("work", [Work(frozenset({WEB})), Work(everything=True), Work(gone=(port(1),))])
+def test_what_is_added_waits_until_it_is_taken(work: Work) -> None:
+    backlog = Backlog()
+    backlog.add(work)
+    assert backlog
+    assert backlog.take() == work
+    assert not backlog
+
+
+def test_what_comes_together_is_done_together() -> None:
+    backlog = Backlog()
+    backlog.add(Work(frozenset({WEB}), gone=(port(1),)))
+    backlog.add(Work(frozenset({WEB, DNS}), gone=(port(2), port(1))))
+    backlog.add(Work(everything=True))
+    assert backlog.take() == Work(frozenset({WEB, DNS}), everything=True, gone=(port(2), port(1)))
+
+
+def test_the_first_has_its_turn_at_once_and_so_has_one_after_a_quiet_time() -> None:
+    backlog = Backlog(share=0.05)
+    assert backlog.delay(now=0) == 0
+    backlog.done(now=10.0, cost=0.1)
+    assert backlog.delay(now=10.0) == pytest.approx(1.9)
+    assert backlog.delay(now=11.0) == pytest.approx(0.9)
+    assert backlog.delay(now=12.0) == 0
+
+
+def test_after_a_failure_the_work_waits_on_for_ever_longer() -> None:
+    backlog, now, pauses = Backlog(), 0.0, []
+    backlog.add(Work(frozenset({WEB}), gone=(port(1),)))
+    for _ in range(9):
+        work = backlog.take()
+        assert work == Work(frozenset({WEB}), gone=(port(1),))
+        backlog.failed(work, now, cost=0.001)
+        pauses.append(backlog.delay(now))
+        now += pauses[-1]
+    assert pauses[:3] == pytest.approx([0.5, 1.0, 2.0])
+    assert pauses[-1] == pytest.approx(LONGEST_PAUSE)
+    backlog.done(now, cost=0.0)
+    backlog.failed(backlog.take(), now, cost=0.0)
+    assert backlog.delay(now) == pytest.approx(0.5)
+
+
+def test_a_failure_that_cost_much_is_paid_for() -> None:
+    backlog = Backlog(share=0.05)
+    backlog.failed(Work(everything=True), now=0.0, cost=1.0)
+    assert backlog.delay(now=0.0) == pytest.approx(19.0)
+
+
+def test_what_came_meanwhile_is_added_to_what_failed() -> None:
+    backlog = Backlog()
+    backlog.add(Work(frozenset({WEB}), gone=(port(1), port(2))))
+    work = backlog.take()
+    backlog.add(Work(frozenset({DNS}), gone=(port(3), port(1))))
+    backlog.failed(work, now=0.0, cost=0.0)
+    assert backlog.take() == Work(frozenset({WEB, DNS}), gone=(port(2), port(3), port(1)))
+
+
+def test_of_too_many_ports_that_are_gone_the_newest_wait() -> None:
+    backlog = Backlog()
+    backlog.add(Work(gone=tuple(port(number) for number in range(MOST_GONE + 2))))
+    gone = backlog.take().gone
+    assert len(gone) == MOST_GONE
+    assert (gone[0], gone[-1]) == (port(2), port(MOST_GONE + 1))
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 5), st.booleans()), max_size=40), st.floats(0.01, 0.5))
+def test_no_history_takes_more_than_its_share_and_none_loses_work(
+    history: list[tuple[float, float, bool]], share: float
+) -> None:
+    backlog, now, spent, last = Backlog(share), 0.0, 0.0, 0.0
+    for number, (pause, cost, works) in enumerate(history):
+        backlog.add(Work(frozenset({("shop", str(number))})))
+        now += pause + backlog.delay(now + pause)
+        # Clean-ups before this one had their share of the time until now.
+        assert spent <= share * now + 1e-6
+        work = backlog.take()
+        assert ("shop", str(number)) in work.services
+        now, spent, last = now + cost, spent + cost, cost
+        if works:
+            backlog.done(now, cost)
+            assert not backlog
+        else:
+            backlog.failed(work, now, cost)
+            assert backlog.take() == work
+            backlog.add(work)
+    assert spent - last <= share * now + 1e-6
