@@ -39,13 +39,19 @@ def test_what_comes_together_is_done_together() -> None:
     assert backlog.take() == Work(frozenset({WEB, DNS}), everything=True, gone=(port(2), port(1)))
 
 
-def test_the_first_has_its_turn_at_once_and_so_has_one_after_a_quiet_time() -> None:
-    backlog = Backlog(share=0.05)
-    assert backlog.delay(now=0) == 0
-    backlog.done(now=10.0, cost=0.1)
-    assert backlog.delay(now=10.0) == pytest.approx(1.9)
-    assert backlog.delay(now=11.0) == pytest.approx(0.9)
-    assert backlog.delay(now=12.0) == 0
+def test_the_first_have_their_turn_at_once_and_so_have_those_after_a_quiet_time() -> None:
+    backlog = Backlog(share=0.05, burst=0.25)
+    for begin in (100.0, 200.0):
+        for _ in range(2):
+            assert backlog.delay(now=begin) == 0
+            backlog.done(now=begin, cost=0.1)
+        assert backlog.delay(now=begin) == 0
+        backlog.done(now=begin, cost=0.1)
+        assert backlog.delay(now=begin) == pytest.approx(1.0)  # 0.05 s too much
+        assert backlog.delay(now=begin + 0.4) == pytest.approx(0.6)
+        assert backlog.delay(now=begin + 1.0) == 0
+        backlog.done(now=begin + 1.0, cost=0.1)
+        assert backlog.delay(now=begin + 1.0) == pytest.approx(2.0)
 
 
 def test_after_a_failure_the_work_waits_on_for_ever_longer() -> None:
@@ -65,9 +71,9 @@ def test_after_a_failure_the_work_waits_on_for_ever_longer() -> None:
 
 
 def test_a_failure_that_cost_much_is_paid_for() -> None:
-    backlog = Backlog(share=0.05)
+    backlog = Backlog(share=0.05, burst=0.0)
     backlog.failed(Work(everything=True), now=0.0, cost=1.0)
-    assert backlog.delay(now=0.0) == pytest.approx(19.0)
+    assert backlog.delay(now=0.0) == pytest.approx(20.0)
 
 
 def test_what_came_meanwhile_is_added_to_what_failed() -> None:
@@ -87,16 +93,20 @@ def test_of_too_many_ports_that_are_gone_the_newest_wait() -> None:
     assert (gone[0], gone[-1]) == (port(2), port(MOST_GONE + 1))
 
 
-@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 5), st.booleans()), max_size=40), st.floats(0.01, 0.5))
+@given(
+    st.lists(st.tuples(st.floats(0, 3), st.floats(0, 5), st.booleans()), max_size=40),
+    st.floats(0.01, 0.5),
+    st.floats(0, 2),
+)
 def test_no_history_takes_more_than_its_share_and_none_loses_work(
-    history: list[tuple[float, float, bool]], share: float
+    history: list[tuple[float, float, bool]], share: float, burst: float
 ) -> None:
-    backlog, now, spent, last = Backlog(share), 0.0, 0.0, 0.0
+    backlog, now, spent, last = Backlog(share, burst), 0.0, 0.0, 0.0
     for number, (pause, cost, works) in enumerate(history):
         backlog.add(Work(frozenset({("shop", str(number))})))
         now += pause + backlog.delay(now + pause)
         # Clean-ups before this one had their share of the time until now.
-        assert spent <= share * now + 1e-6
+        assert spent <= burst + share * now + 1e-6
         work = backlog.take()
         assert ("shop", str(number)) in work.services
         now, spent, last = now + cost, spent + cost, cost
@@ -107,4 +117,4 @@ def test_no_history_takes_more_than_its_share_and_none_loses_work(
             backlog.failed(work, now, cost)
             assert backlog.take() == work
             backlog.add(work)
-    assert spent - last <= share * now + 1e-6
+    assert spent - last <= burst + share * now + 1e-6
