@@ -1,8 +1,8 @@
 """conntrack's entries of UDP, listed and deleted: `linux/netfilter/nfnetlink_conntrack.h`. Which are stale: `flows`.
 
-The kernel leaves out what wasn't asked for (CTA_FILTER, Linux 5.8). pyroute2 has no words for that, and its
-`Conntrack.dump` takes {pyroute2} for 150,000 entries, where this takes 0.6 s, or 0.04 s if the kernel leaves them out.
-The kernel can also delete all that a filter takes, but a kernel that doesn't know the filter would delete everything.
+The kernel leaves out what wasn't asked for (CTA_FILTER, Linux 5.8). pyroute2 (0.9.7) can ask for that, too, but takes
+24 MB for its imports and 11 s of CPU time where 150,000 entries come; here it is 0.6 s, and 0.04 s if they are left
+out. The kernel can also delete by status and mark, but by neither address nor port.
 """
 
 import errno
