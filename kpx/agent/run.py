@@ -199,6 +199,7 @@ class FamilyProxy:
             self._after_sync,
             setup.config.iptables.sync_period,
         )
+        self.sync.repairs.after = lambda: self.stale_flows.note(Synced(frozenset(), full=True))
         self._checks: dict[ServiceKey, ServiceHealth] = {}
         self._serving = False
 
