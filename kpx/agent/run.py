@@ -232,8 +232,10 @@ class FamilyProxy:
     async def _after_sync(self, synced: Synced) -> None:
         self.stale_flows.note(synced)
         changed = update_checks(self._checks, self.desired, synced.touched)
-        if self._serving and (changed or synced.full):
+        if self._serving and (changed.ports or synced.full):
             await self.health_checks.sync(self._checks)
+        elif self._serving:
+            self.health_checks.tell(changed.counts)
         self._tell_losers()
         self.metrics.service_ports(self.family, self.desired.service_ports)
         for policy, names in self.desired.without_local.items():
