@@ -7,6 +7,7 @@ together is cleaned up at once after a quiet time, else as soon as clean-ups tak
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -51,7 +52,7 @@ class StaleFlows:
         self.desired, self.metrics = desired, metrics
         self.family = desired.target.family
         self._backlog = Backlog()
-        self._wanted = asyncio.Event()
+        self._woken = asyncio.Event()
         self._cost = 0.0
         self._told: set[str] = set()
 
@@ -59,33 +60,36 @@ class StaleFlows:
         """A sync went through: clean up after it, in `run` or by `clean`."""
         udp = frozenset(key for key in synced.touched if _serves_udp(self.desired.ports(key)))
         self._backlog.add(Work(udp, synced.full, self.desired.take_gone()))
-        if self._backlog:
-            self._wanted.set()
+        self._woken.set()
 
     async def run(self) -> None:
         """Clean up whenever there is cause, until cancelled."""
         while True:
-            await self._wanted.wait()
-            await asyncio.sleep(self._backlog.delay(time.monotonic()))
-            self._wanted.clear()
-            await self.clean()
+            # While everything is loaded anew, nothing is known: the sync that ends the load will be noted.
+            wait = self._backlog.delay(time.monotonic()) if self.desired.is_loaded else None
+            if wait == 0:
+                await self.clean()
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), wait)
+            self._woken.clear()
 
     async def clean(self) -> None:
-        """Clean up all that waits. What fails is logged, once for each kind of failure, and waits on."""
-        if not self._backlog or not self.desired.is_loaded:  # the sync that ends a load will be noted
+        """Clean up what waits. What fails is logged, once for each kind of failure, and waits on."""
+        if not self.desired.is_loaded:
             return
-        work, self._cost, start = self._backlog.take(), 0.0, time.monotonic()
+        start = time.monotonic()
+        work, self._cost = self._backlog.take(start), 0.0
         try:
             await self._clean(work, start)
         except KpxError as error:
             self._backlog.failed(work, time.monotonic(), self._cost)
-            self._wanted.set()
             if str(error) not in self._told:
                 self._told.add(str(error))
                 log.error("stale UDP flows not deleted, will be tried again", family=self.family, error=str(error))
         else:
             self._backlog.done(time.monotonic(), self._cost)
-            if self._told:
+            if self._told and not self._backlog.failing:
                 log.info("stale UDP flows can be deleted again", family=self.family)
                 self._told.clear()
 
@@ -117,7 +121,7 @@ class StaleFlows:
         return stale(listed, known)
 
     async def _delete(
-        self, flows: Sequence[Flow], gone: Iterable[ServicePort], addresses: Sequence[str]
+        self, flows: Sequence[Flow], gone: tuple[ServicePort, ...], addresses: Sequence[str]
     ) -> conntrack.Deleted:
         """Delete those that are still stale: syncs go on meanwhile.
 
@@ -125,6 +129,9 @@ class StaleFlows:
         that is asked: so either its endpoint is known by now, or it has gone since.
         """
         claims = await self._in_thread(lambda: frozenset(_claims({flow.destination for flow in flows})))
+        if not self.desired.is_loaded:  # all Services will be cleaned up after that load
+            self._backlog.add(Work(gone=gone))
+            return conntrack.Deleted(0)
         holders = self._inputs(self.desired.holders(claims))
 
         def delete() -> conntrack.Deleted:

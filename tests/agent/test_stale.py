@@ -211,6 +211,31 @@ def test_while_everything_is_loaded_anew_clean_ups_wait() -> None:
     assert clients() == {stays}
 
 
+def test_a_load_that_begins_while_entries_are_read_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(
+        udp_service("a", DNS, externalIPs=[EXTERNAL]),
+        udp_slice("a", A),
+        udp_service("b", WEB, externalIPs=[EXTERNAL]),
+        udp_slice("b", B),
+    )
+    old = flow((DNS, 53), A)
+    stays = flow((EXTERNAL, 53), B)
+    world.change(gone("a"))
+
+    def slow(family: Family, queries: Iterable[Query]) -> Iterator[Flow]:
+        world.desired.begin()
+        return list_udp(family, queries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kpx.netfilter.conntrack.list_udp", slow)
+        asyncio.run(world.flows.clean())
+    assert clients() == {old, stays}  # nobody could tell whose they are
+    world.desired.load_all()
+    world.flows.note(Synced(frozenset(), full=True))
+    asyncio.run(world.flows.clean())
+    assert clients() == {stays}
+
+
 # ---- the task ----
 
 
@@ -312,6 +337,25 @@ def test_a_flow_that_is_busy_is_deleted_later_and_holds_up_no_other(monkeypatch:
         await until(lambda: not clients() and world.deleted() == 6)
 
     running(world, work)
+
+
+def test_clean_ups_of_others_do_not_wait_for_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose next try is a long way off."""
+    monkeypatch.setattr("kpx.agent.backlog.FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr("kpx.agent.backlog.LONGEST_PAUSE", 1000.0)
+    world = World(udp_service("dns", DNS), udp_slice("dns", A), udp_service("web", WEB), udp_slice("web", A))
+    failing(monkeypatch, errno.EPERM)
+    first, second = flow((DNS, 53), B), flow((WEB, 53), B)
+
+    async def work() -> None:
+        world.change(put(udp_slice("dns", A)))
+        await until(lambda: any(one["log_level"] == "error" for one in logs))
+        world.change(put(udp_slice("web", A)))
+        await until(lambda: second not in clients())
+        assert first in clients()
+
+    with structlog.testing.capture_logs() as logs:
+        running(world, work)
 
 
 # ---- beside syncs ----
