@@ -1,23 +1,35 @@
 """The health checks of Services with external policy Local. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from kpx.agent.desired import Desired
 from kpx.agent.servers import ServiceHealth
 from kpx.agent.store import ServiceKey
 
 
-def update_checks(checks: dict[ServiceKey, ServiceHealth], desired: Desired, touched: Iterable[ServiceKey]) -> bool:
-    """Work out anew the health checks of one family's `touched` Services; whether `checks` changed by that."""
-    changed = False
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Checks that tell something new at the same port as before, and whether any port has come, gone or changed."""
+
+    counts: Mapping[ServiceKey, ServiceHealth]
+    ports: bool
+
+
+def update_checks(checks: dict[ServiceKey, ServiceHealth], desired: Desired, touched: Iterable[ServiceKey]) -> Changed:
+    """Work out anew the health checks of one family's `touched` Services; how `checks` changed by that."""
+    counts: dict[ServiceKey, ServiceHealth] = {}
+    ports = False
     for key in touched:
-        check = service_health(desired, key)
-        changed = changed or checks.get(key) != check
-        if check is not None:
-            checks[key] = check
+        before, now = checks.pop(key, None), service_health(desired, key)
+        if now is not None:
+            checks[key] = now
+        if before is not None and now is not None and before.port == now.port:
+            if before != now:
+                counts[key] = now
         else:
-            checks.pop(key, None)
-    return changed
+            ports = ports or before is not now
+    return Changed(counts, ports)
 
 
 def service_health(desired: Desired, key: ServiceKey) -> ServiceHealth | None:

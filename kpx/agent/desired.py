@@ -20,7 +20,7 @@ from kpx.compiler.fragment import Fragment
 from kpx.compiler.frame import nat_chains
 from kpx.compiler.settings import Settings
 from kpx.compiler.tree import Change, Forest
-from kpx.model.claims import Claims
+from kpx.model.claims import Claim, Claims
 from kpx.model.cluster import LARGE_CLUSTER_ENDPOINTS
 from kpx.model.endpoint import Endpoints, count_endpoints, merge_slices
 from kpx.model.policy import Selection, select
@@ -72,7 +72,11 @@ class Desired:
     ) -> None:
         self.store, self.config, self.target = store, config, target
         self._clock, self._comments = clock, Steady()
-        self._gone: list[ServicePort] = []
+        self._gone: dict[ServicePort, None] = {}
+        self._inputs: dict[ServiceKey, Inputs] = {}
+        self._udp_before: dict[ServicePort, None] = {}
+        self._losers: dict[ServiceKey, ServiceKey] = {}
+        self._new_losers: dict[ServiceKey, ServiceKey] = {}
         self.begin()
 
     # -- everything ------------------------------------------------------------------------------------
@@ -80,9 +84,10 @@ class Desired:
     def begin(self) -> frozenset[ServiceKey]:
         """Forget everything; returns the Services to prepare and load."""
         self.is_loaded = False
+        self._udp_before |= dict.fromkeys(port for one in self._inputs.values() for port in _udp(one.ports))
         self.service_ports = 0
         self.without_local: dict[Policy, set[ServicePortName]] = {"internal": set(), "external": set()}
-        self._inputs: dict[ServiceKey, Inputs] = {}
+        self._inputs = {}
         self._kept: dict[ServiceKey, tuple[Inputs, Fragments]] = {}
         self._claims = Claims()
         self._endpoint_total = 0
@@ -103,7 +108,9 @@ class Desired:
 
     def prepared(self) -> list[ServiceKey]:
         """End the first pass; returns the Services to load, in the order of their names."""
-        for key in self._claims.losers():
+        before, self._losers = self._losers, dict(self._claims.losers())
+        self._new_losers |= {key: one for key, one in self._losers.items() if before.get(key) != one}
+        for key in self._losers:
             inputs = self._inputs.pop(key)
             left = inputs._replace(ports=self._claims.kept(key, inputs.ports))
             if left.ports:
@@ -127,6 +134,9 @@ class Desired:
 
     def loaded(self) -> None:
         """End the second pass."""
+        before, self._udp_before = self._udp_before, {}
+        now = {port for one in self._inputs.values() for port in _udp(one.ports)} if before else set()
+        self._gone |= dict.fromkeys(port for port in before if port not in now)
         self.is_loaded = True
 
     def load_all(self) -> None:
@@ -214,19 +224,28 @@ class Desired:
         return tree_dispatch_edits(self._forest.update(changes), self.target.family)
 
     def take_gone(self) -> tuple[ServicePort, ...]:
-        """Service ports as they were before they vanished or changed, since this was last asked."""
-        gone, self._gone = tuple(self._gone), []
+        """UDP service ports as they were before they vanished or changed, since this was last asked."""
+        gone, self._gone = tuple(self._gone), {}
         return gone
 
-    def keep_gone(self, gone: Iterable[ServicePort]) -> None:
-        """Keep for the next time what `take_gone` gave."""
-        self._gone += gone
+    def take_new_losers(self) -> Mapping[ServiceKey, ServiceKey]:
+        """What is new of `losers` since this was last asked."""
+        new, self._new_losers = self._new_losers, {}
+        return new
 
     # -- questions -------------------------------------------------------------------------------------
 
     def losers(self) -> Mapping[ServiceKey, ServiceKey]:
         """Services that go without an address or a node port because another one has it; and which."""
-        return self._claims.losers()
+        return self._losers
+
+    def holders(self, claims: Iterable[Claim]) -> frozenset[ServiceKey]:
+        """The Services that have any of these."""
+        return frozenset(filter(None, map(self._claims.holder, claims)))
+
+    def inputs(self, key: ServiceKey) -> Inputs:
+        """What a Service that is in force was compiled from."""
+        return self._inputs.get(key, _NO_INPUTS)
 
     def ports(self, key: ServiceKey) -> Ports:
         """The service ports of a Service that are in force."""
@@ -244,10 +263,20 @@ class Desired:
         rivals: set[ServiceKey] = set()
         for key in keys:
             rivals |= self._claims.put(key, self.store.ports(key, self.target.family))
+        for key in keys | rivals:
+            self._note_loser(key)
         return keys | rivals
 
+    def _note_loser(self, key: ServiceKey) -> None:
+        winner = self._claims.beaten_by(key)
+        if winner is None:
+            self._losers.pop(key, None)
+            self._new_losers.pop(key, None)
+        elif self._losers.get(key) != winner:
+            self._losers[key] = self._new_losers[key] = winner
+
     def _recompile(self, key: ServiceKey) -> list[Change]:
-        before = self._inputs.pop(key, Inputs((), ()))
+        before = self._inputs.pop(key, _NO_INPUTS)
         ports = self._claims.kept(key, self.store.ports(key, self.target.family))
         now = Inputs(ports, self.store.slices(key))
         if ports:
@@ -297,7 +326,9 @@ class Desired:
         return sum(count_endpoints(inputs.slices, port.name, self.target.family) for port in inputs.ports)
 
     def _note_gone(self, before: Inputs, now: Inputs) -> None:
-        self._gone += (port for port in before.ports if port not in now.ports)
+        if before.ports is not now.ports:
+            kept = frozenset(now.ports)
+            self._gone |= dict.fromkeys(port for port in _udp(before.ports) if port not in kept)
 
     def _note_local(self, port: ServicePort, selection: Selection) -> None:
         starved = selection.anywhere and not selection.local
@@ -317,6 +348,10 @@ class Desired:
 def _weight(inputs: Inputs) -> int:
     endpoints = sum(len(one.states) * len(one.ports) for one in inputs.slices)
     return 3 * endpoints + sum(2 + len(port.external_ips) + len(port.load_balancer_ips) for port in inputs.ports)
+
+
+def _udp(ports: Iterable[ServicePort]) -> Iterator[ServicePort]:
+    return (port for port in ports if port.protocol == "udp")
 
 
 def _merged(changes: Iterable[Change]) -> list[Change]:

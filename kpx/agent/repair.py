@@ -36,7 +36,10 @@ DAMAGE = "damage"
 
 
 class Repairs:
-    """One family's. `give_up` has the whole state compared and written, where single chains won't do."""
+    """One family's. `give_up` has the whole state compared and written, where single chains won't do.
+
+    `after` is called when single chains were mended: connections may have begun while they were wrong.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Repairs:
         self._verify_period, self._give_up = verify_period, give_up
         self._suspects = Suspects()
         self._woken, self._doubted = asyncio.Event(), asyncio.Event()
+        self.after: Callable[[], None] = lambda: None
 
     @property
     def culprit(self) -> Culprit | None:
@@ -99,6 +103,7 @@ class Repairs:
             self._give_up("retry")
             return True
         if outcome.plan:
+            self.after()
             self._tell(outcome, known)
         return bool(outcome.plan)
 

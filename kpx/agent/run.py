@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +20,7 @@ from kpx.agent.dump import write_dump
 from kpx.agent.health import Health
 from kpx.agent.metrics import Metrics
 from kpx.agent.servers import HealthServer, MetricsServer, ServiceHealth, ServiceHealthServers
-from kpx.agent.stale import delete_stale_flows
+from kpx.agent.stale import StaleFlows
 from kpx.agent.store import ServiceKey, Store
 from kpx.agent.suspects import ChainKey, Culprit
 from kpx.agent.sync import FamilySync, Synced
@@ -183,6 +183,7 @@ class FamilyProxy:
         self.tools = Tools(setup.backend, family, recording=agent.children.recording)
         target = Target(setup.node_name, family, setup.layout, host.tcp_be_liberal())
         self.desired = Desired(agent.store, setup.config, target)
+        self.stale_flows = StaleFlows(self.desired, agent.metrics)
         self.health_checks = ServiceHealthServers(
             family, agent.health, lambda: self.desired.settings.node_port_addresses
         )
@@ -198,8 +199,8 @@ class FamilyProxy:
             self._after_sync,
             setup.config.iptables.sync_period,
         )
+        self.sync.repairs.after = lambda: self.stale_flows.note(Synced(frozenset(), full=True))
         self._checks: dict[ServiceKey, ServiceHealth] = {}
-        self._losers: Mapping[ServiceKey, ServiceKey] = {}
         self._serving = False
 
     async def once(self) -> bool:
@@ -209,6 +210,8 @@ class FamilyProxy:
         except KpxError as error:
             log.error("sync failed", family=self.family, error=str(error))
             return False
+        finally:
+            await self.stale_flows.clean()
         return True
 
     def start(self, create_task: Callable[[Coroutine[Any, Any, None]], object]) -> None:
@@ -216,6 +219,7 @@ class FamilyProxy:
         self._serving = True
         self.sync.compare("start")
         create_task(self.sync.run())
+        create_task(self.stale_flows.run())
         create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -226,21 +230,21 @@ class FamilyProxy:
             tasks.create_task(self.sync.repairs.verify())
 
     async def _after_sync(self, synced: Synced) -> None:
-        await delete_stale_flows(self.desired, synced, self.metrics)
+        self.stale_flows.note(synced)
         changed = update_checks(self._checks, self.desired, synced.touched)
-        if self._serving and (changed or synced.full):
+        if self._serving and (changed.ports or synced.full):
             await self.health_checks.sync(self._checks)
+        elif self._serving:
+            self.health_checks.tell(changed.counts)
         self._tell_losers()
         self.metrics.service_ports(self.family, self.desired.service_ports)
         for policy, names in self.desired.without_local.items():
             self.metrics.no_local_endpoints(policy, self.family, len(names))
 
     def _tell_losers(self) -> None:
-        before, self._losers = self._losers, self.desired.losers()
-        for loser, winner in self._losers.items():
-            if before.get(loser) != winner:
-                service, other = "/".join(loser), "/".join(winner)
-                log.error("an address or node port is another Service's", service=service, other=other)
+        for loser, winner in self.desired.take_new_losers().items():
+            service, other = "/".join(loser), "/".join(winner)
+            log.error("an address or node port is another Service's", service=service, other=other)
 
 
 def _key(one: api.Object) -> tuple[str, str]:

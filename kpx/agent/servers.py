@@ -133,6 +133,10 @@ class ServiceHealthServers:
             self._open[key, address] = listener
             await listener.open()
 
+    def tell(self, checks: Mapping[ServiceKey, ServiceHealth]) -> None:
+        """From now on, tell this of some of the Services that are served, at the same ports as before."""
+        self._checks |= checks
+
     def _where(self, port: int) -> tuple[str, ...]:
         hosts = self._addresses()
         anywhere = "0.0.0.0" if self.family is Family.IPV4 else "::"

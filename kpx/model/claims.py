@@ -69,6 +69,17 @@ class Claims:
             return claimants
         return min(claimants, key=lambda one: ((claim, one) in self._asked, one))
 
+    def holder(self, claim: Claim) -> Claimant | None:
+        """Who has it, if anybody claims it."""
+        return self.winner(claim) if claim in self._claimants else None
+
+    def beaten_by(self, claimant: Claimant) -> Claimant | None:
+        """Who has something that a Service goes without, if anybody: as `losers` tells for all."""
+        if not self._contested:
+            return None
+        contested = self._contested.intersection(self._made.get(claimant, ()))
+        return next((one for one in map(self.winner, sorted(contested, reverse=True)) if one != claimant), None)
+
     def losers(self) -> Mapping[Claimant, Claimant]:
         """All Services that go without something, and one that has it."""
         losers: dict[Claimant, Claimant] = {}

@@ -4,6 +4,7 @@ The standard library's socket and a few lines of struct instead of a netlink lib
 22 MB of memory, and its decoding of every attribute is what a monitor of large transactions can't afford.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -82,12 +83,14 @@ class Netlink:
         """List what the kernel has, without headers.
 
         What changes meanwhile may be missing or come twice; a list that the kernel calls inconsistent
-        (NLM_F_DUMP_INTR) is read anew, up to three times, so that everything before then comes twice.
+        (NLM_F_DUMP_INTR) is read anew, up to three times, so that everything before then comes twice. Raises OSError:
+        EINTR if the third one is no better.
         """
         for _ in range(_TRIES):
             self.socket.send(message(kind, REQUEST | DUMP, body))
             if (yield from self._answers()):
                 return
+        raise OSError(errno.EINTR, "it changed each time while it was read")
 
     def acknowledged(self, messages: Sequence[bytes]) -> Iterator[int]:
         """Send requests that bear ACK all at once; the errno of each, 0 where it succeeded."""

@@ -83,12 +83,19 @@ def test_whatever_is_claimed_when_the_rules_are_those_of_a_fresh_compile(seed: i
             )
             for one in objects[name]:
                 touched |= store.take(Put(one))
+        before = dict(desired.losers())
         desired.refresh(touched)
+        assert desired.take_new_losers() == {
+            loser: winner for loser, winner in desired.losers().items() if before.get(loser) != winner
+        }
         whole, problems = compile_sound([one for both in objects.values() for one in both], CONFIG, target)
         assert desired.ruleset() == whole
         assert {f"Service {'/'.join(loser)}" for loser in desired.losers()} == {one.subject for one in problems}
         contested += bool(problems)
         if rng.random() < 0.1:
+            before = dict(desired.losers())
             desired.load_all()
             assert desired.ruleset() == whole
+            assert desired.losers() == before
+            assert not desired.take_new_losers()
     assert contested > 100

@@ -34,7 +34,7 @@ from tests.apiserver import ApiServer
 from tests.bench import clusters
 from tests.kernel import BACKENDS, PROGRAM, needs_kernel
 from tests.lab import Namespace
-from tests.manifests import endpoint_slice, node, service
+from tests.manifests import Manifest, endpoint_slice, node, service
 
 NODE = "node-0"
 CONFIG = KubeProxyConfiguration(cluster_cidr="10.128.0.0/9")
@@ -110,6 +110,52 @@ def test_a_change_takes_the_same_work_however_many_services_there_are(layout: La
     assert large.lines <= small.lines + 4
     assert large.calls < 1.3 * small.calls
     assert large.memory < 1.3 * small.memory + 10_000  # a list of all 5,000 would be 40,000 bytes
+
+
+def rivals(services: int) -> Iterator[Manifest]:
+    """Services that have a health check, and each its external IP from or for its neighbour."""
+    for number in range(services):
+        pair = divmod(number // 2, 250)
+        yield service(
+            f"web-{number}",
+            f"10.96.{number // 250}.{number % 250 + 1}",
+            type="LoadBalancer",
+            externalTrafficPolicy="Local",
+            healthCheckNodePort=20_000 + number,
+            externalIPs=[f"203.0.{pair[0]}.{pair[1] + 1}"],
+            ports=[{"name": "http", "port": 80, "targetPort": 8080, "nodePort": 30_000 + number}],
+        )
+        yield endpoint_slice(f"web-{number}", ["10.244.0.10"], NODE)
+
+
+def calls_after_a_sync(services: int) -> int:
+    """How many functions are called after the sync of one change among so many Services."""
+    config, _ = parse_config(b"apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n")
+    with Namespace() as namespace, namespace.entered():
+        agent = Agent(Setup(config, NODE, Layout.TREE, Backend.NFT), DirectorySource("/nowhere"), Metrics())
+        proxy = next(one for one in agent.proxies if one.family is Family.IPV4)
+        for one in (node(NODE), *rivals(services)):
+            agent.take(Put(parse_object(str(one["kind"]), one)))
+        proxy.desired.load_all()
+        assert len(proxy.desired.losers()) == services // 2
+
+        def change(pods: list[str]) -> int:
+            one = endpoint_slice("web-7", pods, NODE)
+            touched = agent.store.take(Put(parse_object("EndpointSlice", one)))
+            proxy.desired.refresh(touched)
+            calls, _ = counted(lambda: asyncio.run(proxy._after_sync(Synced(touched, full=False))) or 0)
+            return calls
+
+        asyncio.run(proxy._after_sync(Synced(agent.store.keys(), full=False)))
+        proxy._serving = True
+        change(["10.244.0.10", "10.244.0.11"])
+        return change(["10.244.0.10"])
+
+
+@pytest.mark.kernel
+@needs_kernel
+def test_what_follows_a_sync_takes_the_same_work_however_many_services_there_are() -> None:
+    assert calls_after_a_sync(1000) < 1.2 * calls_after_a_sync(50)
 
 
 # -- verification, beside the updates ---------------------------------------------------------------------

@@ -458,7 +458,7 @@ async def test_service_health() -> None:
         assert late.headers["X-Load-Balancing-Endpoint-Weight"] == "2"
         assert b'"serviceProxyHealthy": false' in late.body
         health.updated(Family.IPV4, 1060)
-        await servers.sync({WEB: ServiceHealth(port, 0)})
+        servers.tell({WEB: ServiceHealth(port, 0)})
         empty = await get(f"127.0.0.1:{port}", "/")
         assert (empty.status, empty.headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "0")
 

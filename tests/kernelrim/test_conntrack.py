@@ -12,7 +12,8 @@ import pytest
 from kpx.family import Family
 from kpx.model.endpoint import Endpoint
 from kpx.model.service import ServicePort, ServicePortName
-from kpx.netfilter.conntrack import Flow, delete, frontends, list_udp, stale
+from kpx.netfilter.conntrack import Deleted, count_entries, delete, list_udp
+from kpx.netfilter.flows import Flow, Frontends, Place, frontends, packed, queries, stale
 from kpx.netfilter.tools import Backend, Tools
 from tests.kernel import BACKENDS, FAMILIES, needs_kernel
 
@@ -65,17 +66,28 @@ class Net:
 
     def clean(self, *pods: str, gone: tuple[ServicePort, ...] = ()) -> int:
         """Delete what is stale if the Service has these pods."""
+        known = self.known(*pods, gone=gone)
+        deleted = delete(stale(list_udp(self.family, queries(known, count_entries())), known))
+        assert deleted.error is None
+        return deleted.count
+
+    def known(self, *pods: str, gone: tuple[ServicePort, ...] = ()) -> Frontends:
+        """What there is to know if the Service has these pods."""
         live = [] if gone else [(self.port, tuple(Endpoint(pod, TARGET) for pod in pods))]
-        return delete(stale(list_udp(self.family), frontends(live, gone, (self.client,))))
+        return frontends(live, gone, (self.client,))
 
     def flows(self) -> list[Flow]:
-        return [one for one in list_udp(self.family) if one.destination_port in (PORT, 30053)]
+        return [one for one in list_udp(self.family) if one.destination[1] in (PORT, 30053)]
 
 
 @pytest.fixture
 def make(own_network: None) -> Iterator[Callable[[Family, Backend], Net]]:
     with ExitStack() as stack:
         yield lambda family, backend: Net(family, backend, stack)
+
+
+def place(address: str, port: int) -> Place:
+    return packed(address), port
 
 
 Make = Callable[[Family, Backend], Net]
@@ -104,9 +116,9 @@ def test_a_client_moves_when_its_endpoint_goes_and_not_before(
     client.sendto(b"1", target)
     assert receives(servers) == 0
     (before,) = net.flows()
-    assert (before.destination, before.destination_port) == target
-    assert (before.reply_source, before.reply_source_port) == (a, TARGET)
-    assert (before.source, before.source_port) == (net.client, client.getsockname()[1])
+    assert before.destination == place(*target)
+    assert before.reply_source == place(a, TARGET)
+    assert before.source == place(net.client, client.getsockname()[1])
 
     net.route_to(b)  # the rules alone move nobody
     client.sendto(b"2", target)
@@ -130,10 +142,7 @@ def test_a_client_that_was_there_first_reaches_the_first_endpoint(make: Make, ba
     net.route_to()
     for destination in ((net.service, PORT), (net.client, 30053)):
         client.sendto(b"0", destination)
-    assert {(one.reply_source, one.reply_source_port) for one in net.flows()} == {
-        (net.service, PORT),
-        (net.client, 30053),
-    }
+    assert {one.reply_source for one in net.flows()} == {place(net.service, PORT), place(net.client, 30053)}
     net.route_to(a)
     client.sendto(b"1", (net.service, PORT))
     assert receives([server], 0.3) is None  # still nowhere
@@ -195,13 +204,13 @@ def test_an_entry_that_another_has_replaced_is_not_deleted(make: Make) -> None:
     client.sendto(b"1", (net.service, PORT))
     assert receives(servers) == 0
     old = net.flows()
-    assert delete(old) == 1
-    assert delete(old) == 0  # gone already
+    assert delete(old) == Deleted(1)
+    assert delete(old) == Deleted(0)  # gone already
     net.route_to(b)
     client.sendto(b"2", (net.service, PORT))
     assert receives(servers) == 1
-    assert delete(old) == 0  # the same client and Service, but another entry
-    assert [one.reply_source for one in net.flows()] == [b]
+    assert delete(old) == Deleted(0)  # the same client and Service, but another entry
+    assert [one.reply_source for one in net.flows()] == [place(b, TARGET)]
 
 
 @pytest.mark.parametrize("option", ["--zone", "--zone-orig", "--zone-reply"])
@@ -212,14 +221,14 @@ def test_entries_of_a_zone_are_listed_and_deleted_there(make: Make, option: str)
     net.route_to(a)
     for _ in range(2):
         net.socket().sendto(b"1", (net.service, PORT))
-    assert [one.reply_source for one in net.flows()] == [a, a]
+    assert [one.reply_source for one in net.flows()] == [place(a, TARGET)] * 2
     assert net.clean(b) == 2
     assert net.flows() == []
 
 
 def test_a_flow_that_the_kernel_never_told_is_never_sent_to_it() -> None:
     with pytest.raises(ValueError, match="not an entry of the kernel"):
-        delete([Flow(Family.IPV4, "udp", "10.0.0.1", 1, "10.0.0.2", 2, "10.0.0.2", 2)])
+        delete([Flow(Family.IPV4, place("10.0.0.1", 1), place("10.0.0.2", 2), place("10.0.0.2", 2))])
 
 
 def test_many_entries_are_deleted_and_only_those(make: Make) -> None:
@@ -233,7 +242,7 @@ def test_many_entries_are_deleted_and_only_those(make: Make) -> None:
     net.socket().sendto(b"1", ("8.8.8.8", PORT))
     assert len(net.flows()) == 301
     assert net.clean(b) == 300
-    assert [one.destination for one in net.flows()] == ["8.8.8.8"]
+    assert [one.destination for one in net.flows()] == [place("8.8.8.8", PORT)]
 
 
 def test_what_the_kernel_refuses_is_an_error(make: Make) -> None:

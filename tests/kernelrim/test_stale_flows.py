@@ -1,5 +1,8 @@
 """Which conntrack entries are stale: the pure part."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,8 @@ from hypothesis import strategies as st
 from kpx.family import Family
 from kpx.model.endpoint import Endpoint
 from kpx.model.service import ServicePort, ServicePortName
-from kpx.netfilter.conntrack import Flow, Frontends, frontends, stale
+from kpx.netfilter.flows import Flow, Frontends, Query, frontends, packed, queries
+from kpx.netfilter.flows import stale as every_stale
 
 NODE = "192.0.2.10"
 DNS = ServicePort(
@@ -24,8 +28,13 @@ DEAD = Endpoint("10.128.0.7", 5353, ready=False, serving=False, terminating=True
 KNOWN = frontends([(DNS, (POD, DRAINING, DEAD))], node_addresses=(NODE, "127.0.0.1"))
 
 
-def flow(destination: str, port: int, reply: str, reply_port: int = 5353, protocol: str = "udp") -> Flow:
-    return Flow(Family.IPV4, protocol, "10.128.9.9", 40000, destination, port, reply, reply_port)
+def flow(destination: str, port: int, reply: str, reply_port: int = 5353) -> Flow:
+    client = (packed("10.128.9.9"), 40000)
+    return Flow(Family.IPV4, client, (packed(destination), port), (packed(reply), reply_port))
+
+
+def stale(flows: Iterable[Flow], known: Frontends) -> tuple[Flow, ...]:
+    return tuple(every_stale(flows, known))
 
 
 @pytest.mark.parametrize("destination", [("10.96.0.10", 53), ("198.51.100.1", 53), ("203.0.113.1", 53), (NODE, 30053)])
@@ -53,8 +62,6 @@ def test_flows_to_a_frontend(destination: tuple[str, int], reply: tuple[str, int
         flow("8.8.8.8", 30053, "8.8.8.8", 30053),  # another host, whose port is a node port's number here
         flow("10.128.7.7", 30053, "10.128.7.7", 30053),
         flow(NODE, 53, NODE, 53),  # the node's own DNS server
-        flow("10.96.0.10", 53, "10.128.0.8", protocol="tcp"),
-        flow("10.96.0.10", 53, "10.128.0.8", protocol="sctp"),
     ],
 )
 def test_other_flows_are_left(one: Flow) -> None:
@@ -85,17 +92,58 @@ def test_only_udp_ports_are_frontends() -> None:
     assert frontends([(tcp, (POD,))], [tcp]) == Frontends({}, {}, frozenset())
 
 
-def test_an_entry_listed_twice_is_deleted_once() -> None:
-    one = flow("10.96.0.10", 53, "10.128.0.8")
-    assert stale([one, one], KNOWN) == (one,)
-
-
 @given(st.lists(st.sampled_from([POD, DRAINING, DEAD, Endpoint("10.128.0.8", 1)])), st.booleans())
 def test_flows_to_serving_endpoints_are_never_stale(endpoints: list[Endpoint], was_gone: bool) -> None:
     known = frontends([(DNS, tuple(endpoints))], [DNS] if was_gone else [], [NODE])
     for destination in ((DNS.cluster_ip, 53), (NODE, 30053)):
         flows = [flow(*destination, one.address, one.port) for one in (POD, DRAINING, DEAD)]
         kept = set(flows) - set(stale(flows, known))
-        assert {(one.reply_source, one.reply_source_port) for one in kept} == {
-            (one.address, one.port) for one in endpoints if one.serving and one in (POD, DRAINING, DEAD)
+        assert {one.reply_source for one in kept} == {
+            (packed(one.address), one.port) for one in endpoints if one.serving and one in (POD, DRAINING, DEAD)
         }
+
+
+WEB = ServicePort(ServicePortName("shop", "web", "quic", "udp"), "10.96.0.30", 443)
+MANY = 1_000_000
+"""Entries: so many that any number of queries costs less than to have them all."""
+
+
+def test_the_kernel_is_asked_for_one_address_and_port_where_that_is_all() -> None:
+    assert queries(frontends([(WEB, ())]), MANY) == (Query(443, packed("10.96.0.30")),)
+
+
+def test_several_addresses_with_one_port_are_one_query() -> None:
+    assert queries(frontends([(WEB, ())], [replace(WEB, cluster_ip="10.96.0.31")]), MANY) == (Query(443),)
+    assert queries(KNOWN, MANY) == (Query(53), Query(30053))
+
+
+def test_a_node_port_is_asked_for_on_all_addresses() -> None:
+    high = replace(WEB, port=30053)
+    assert queries(frontends([(high, ())], [DNS]), MANY) == (Query(53), Query(30053))
+
+
+def test_an_ipv6_address_is_never_asked_for() -> None:
+    """Linux turns its comparison around."""
+    assert queries(frontends([(replace(WEB, cluster_ip="fd00::30"), ())]), MANY) == (Query(443),)
+
+
+def test_of_few_entries_all_are_asked_for_at_once() -> None:
+    assert queries(KNOWN, 100) == (Query(),)
+    assert queries(KNOWN, 10_000) == (Query(53), Query(30053))
+    ports = [replace(WEB, port=port) for port in range(1, 100)]
+    assert queries(frontends((port, ()) for port in ports), 150_000) == (Query(),)
+
+
+@given(
+    st.lists(st.sampled_from([DNS, WEB, replace(WEB, port=53), replace(DNS, port=443, node_port=0)])),
+    st.sampled_from(["10.96.0.10", "10.96.0.30", "198.51.100.1", NODE, "8.8.8.8"]),
+    st.sampled_from([53, 443, 30053, 9]),
+    st.integers(0, 50_000),
+)
+def test_what_is_stale_is_always_asked_for(ports: list[ServicePort], address: str, port: int, entries: int) -> None:
+    known = frontends([(one, ()) for one in ports], node_addresses=(NODE,))
+    one = flow(address, port, address, port)
+    asked = queries(known, entries)
+    assert len(asked) == len(set(asked))
+    if stale([one], known):
+        assert any(query.takes(one) for query in asked)
