@@ -183,8 +183,8 @@ def main(size: str, names: tuple[str, ...], updates: int, backend: str) -> None:
                 tell(f"{town} {name}: quiet", quiet, idle)
                 tell(f"{town} {name}: troubled", busy, cpu)
                 again = [one for one in agent.log("synced") if one["full"] not in (None, "start")]
-                size = agent.log_file.stat().st_size
-                click.echo(f"  full syncs {len(again)}, RSS {status(agent.pid, 'VmRSS'):.0f} MB, log {size} bytes")
+                log_size = agent.log_file.stat().st_size
+                click.echo(f"  full syncs {len(again)}, RSS {status(agent.pid, 'VmRSS'):.0f} MB, log {log_size} bytes")
                 click.echo(f"  ratio p99 {quantile(busy, 99) / quantile(quiet, 99):.1f}")
                 agent.stop(60)
 
