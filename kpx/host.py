@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
 
+import structlog
+
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.settings import settings_for
 from kpx.errors import KpxError
@@ -18,6 +20,8 @@ from kpx.family import Family
 from kpx.model.node import NodeView
 from kpx.netfilter.netlink import NETLINK_ROUTE, Netlink, attributes
 from kpx.netfilter.tools import Backend
+
+log = structlog.get_logger()
 
 _SYS = Path("/proc/sys")
 _HASHSIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")
@@ -117,13 +121,14 @@ def _is_capable(capability: int) -> bool:
     return bool(effective >> capability & 1)
 
 
-def setup(config: KubeProxyConfiguration) -> tuple[str, ...]:
-    """Make the kernel hold the settings of `config`; a warning for each that it won't take.
+def setup(config: KubeProxyConfiguration) -> None:
+    """Make the kernel hold the settings of `config`: a line of log for each that is set, a warning if it won't take it.
 
     What holds already isn't written, so that a host prepared by somebody with more rights gives no warning.
     Never raises.
     """
-    return tuple(filter(None, map(_ensure, settings(config, os.cpu_count() or 1))))
+    for setting in settings(config, os.cpu_count() or 1):
+        _ensure(setting)
 
 
 def settings(config: KubeProxyConfiguration, cpus: int) -> Iterator[Setting]:
@@ -163,19 +168,20 @@ def _conntrack(name: str) -> Path:
     return _SYS / f"net/netfilter/nf_conntrack_{name}"
 
 
-def _ensure(setting: Setting) -> str:
-    """Make one setting hold; empty, or the warning."""
+def _ensure(setting: Setting) -> None:
+    """Make one setting hold, and say so."""
     now = "unknown"
     try:
         now = setting.path.read_text().strip()
         if int(now) == setting.value or (setting.at_least and int(now) > setting.value):
-            return ""
+            return
         setting.path.write_text(str(setting.value))
     except OSError as error:
-        return _warning(setting, now, error.strerror or str(error))
+        log.warning(_warning(setting, now, error.strerror or str(error)))
     except ValueError:
-        return _warning(setting, now, "not a number")
-    return ""
+        log.warning(_warning(setting, now, "not a number"))
+    else:
+        log.info("kernel setting changed", setting=setting.name, old=int(now), new=setting.value)
 
 
 def _warning(setting: Setting, now: str, reason: str) -> str:

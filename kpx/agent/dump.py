@@ -1,8 +1,8 @@
 """What the agent has in its head, written down for whoever asks by SIGUSR1."""
 
 import json
+import os
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from kpx.agent.store import Store
 from kpx.agent.sync import FamilySync
 
 log = structlog.get_logger()
+
+PREFIX, KEPT = "kpx-dump-", 5
+"""How the names of dumps begin, and how many are kept."""
 
 
 def write_dump(store: Store, syncs: Iterable[FamilySync]) -> None:
@@ -34,9 +37,29 @@ def write_dump(store: Store, syncs: Iterable[FamilySync]) -> None:
         },
     }
     try:
-        path = Path(tempfile.gettempdir()) / f"kpx-dump-{int(time.time() * 1000)}.json"
-        path.write_text(json.dumps(record, indent=1))
+        path = _write(json.dumps(record, indent=1))
+        _forget_old(path.parent)
     except OSError as error:  # also where no folder can be written to
         log.error("dump failed", path=error.filename, error=error.strerror)
     else:
         log.info("dump written", path=str(path))
+
+
+def _write(text: str) -> Path:
+    """To a file that only its owner may read, under a name that nobody can foresee, in a folder that all may write."""
+    descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=".json")
+    with open(descriptor, "w") as file:
+        file.write(text)
+    return Path(name)
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete all but the last few; what others have put there under such names is not ours to delete."""
+    found = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith(PREFIX) and entry.is_file(follow_symlinks=False):
+            status = entry.stat(follow_symlinks=False)
+            if status.st_uid == os.geteuid():
+                found.append((status.st_mtime_ns, entry.path))
+    for _, path in sorted(found)[:-KEPT]:
+        os.unlink(path)

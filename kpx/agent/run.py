@@ -86,6 +86,7 @@ class Agent:
                         proxy.sync.kernel.read_ahead()
                 await self._complete.wait()
                 log.info("caches complete", **self.store.counts())
+                host.setup(self.setup.config)
                 tasks.create_task(self.drift.run(self._changed))
                 for proxy in self.proxies:
                     proxy.start(tasks.create_task)
@@ -108,6 +109,7 @@ class Agent:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        host.setup(self.setup.config)  # not before: what has no sound input changes nothing
         failed = [proxy.family for proxy in self.proxies if not await proxy.once()]
         if failed:
             raise KpxError(f"not up to date: {', '.join(failed)}")

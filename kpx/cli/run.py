@@ -16,7 +16,7 @@ from typing import Any
 import click
 import structlog
 
-from kpx import host, logs
+from kpx import early, host, logs
 from kpx.agent.connections import EVERY, Detail, Wanted
 from kpx.agent.metrics import Metrics
 from kpx.agent.run import Agent, Setup
@@ -120,7 +120,9 @@ def command(
         _clean_up(_backend(backend))
         return
     config = _configure(config_file)
-    if not init_only:
+    if init_only:
+        host.setup(config)
+    else:
         asyncio.run(_once(options, config) if once else _serve(options, config))
 
 
@@ -138,12 +140,10 @@ def _clean_up(backend: Backend) -> None:
 
 
 def _configure(config_file: str | None) -> KubeProxyConfiguration:
-    """Read the configuration, and make logs and the host's kernel as it asks for."""
+    """Read the configuration, and make logs as it asks for."""
     config = read_config(config_file)
     level = logging.DEBUG if config.logging.verbosity >= 4 else logging.INFO
     logs.configure(json=config.logging.format == "json", level=level)
-    for warning in host.setup(config):
-        log.warning(warning)
     return config
 
 
@@ -185,6 +185,7 @@ async def _serve(options: _Options, config: KubeProxyConfiguration) -> None:
     words: asyncio.Queue[bool] = asyncio.Queue()
     for number, again in ((signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGHUP, True)):
         loop.add_signal_handler(number, words.put_nowait, again)
+    early.arrived(signal.SIGHUP)  # the configuration has only just been read
     while await _run_until_told(_run(options, config, metrics), words):
         config = _reread(options.config_file, config)
     log.info("stopped; the rules stay")
@@ -196,6 +197,8 @@ async def _run(options: _Options, config: KubeProxyConfiguration, metrics: Metri
     """Run one agent, until cancelled."""
     async with _agent(options, config, metrics) as agent:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, agent.dump)
+        if early.arrived(signal.SIGUSR1):
+            agent.dump()
         log.info("started", node=agent.setup.node_name, backend=agent.setup.backend, layout=agent.setup.layout)
         try:
             await agent.run()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -246,8 +247,9 @@ def test_sighup_sets_the_host_up_anew(place: Place) -> None:
         agent.wait_for_log("caches complete")
         agent.configure({"conntrack": {"maxPerCore": 0, "udpTimeout": "33s"}})
         agent.signal(signal.SIGHUP)
-        agent.wait_for_log("started", 2)
-        assert read(place, "/proc/sys/net/netfilter/nf_conntrack_udp_timeout") == "33"
+        for _ in agent.patiently(PATIENCE, "the host as configured"):
+            if read(place, "/proc/sys/net/netfilter/nf_conntrack_udp_timeout") == "33":
+                break
 
 
 def test_sigterm_right_after_sighup_ends_it(place: Place) -> None:
@@ -276,6 +278,62 @@ def test_sigusr1_writes_down_what_it_knows(place: Place) -> None:
     assert list(ipv4["service_ports"].values()) == [[f"{PODS[0]}:8080"]]
     assert ipv4["last_payload"].startswith("*nat\n")
     assert PODS[1] in ipv4["last_payload"] or "KUBE-SEP" in ipv4["last_payload"]
+
+
+def test_dumps_are_private_and_few_and_harm_nobody(place: Place) -> None:
+    victim, theirs = place.folder / "victim", place.folder / "kpx-dump-0.json"
+    victim.write_text("precious")
+    theirs.symlink_to(victim)
+    (place.folder / "kpx-dump-of-another-user.json").write_text("{}")
+    os.chown(place.folder / "kpx-dump-of-another-user.json", 4711, 4711)
+    agent = place.agent()
+    agent.environment |= {"TMPDIR": str(place.folder)}
+    with agent:
+        wait_until_converged(agent, place.server)
+        for count in range(1, 8):
+            agent.signal(signal.SIGUSR1)
+            written = [Path(one["path"]) for one in agent.wait_for_log("dump written", count)]
+    assert len(set(written)) == len(written) == 7
+    assert [one.exists() for one in written] == [False] * 2 + [True] * 5
+    assert {stat.S_IMODE(one.stat().st_mode) for one in written[2:]} == {0o600}
+    assert victim.read_text() == "precious"
+    assert theirs.is_symlink()
+    assert (place.folder / "kpx-dump-of-another-user.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("pause", [0.06, 0.2, 0.4, 0.7])
+def test_signals_that_come_early_are_honoured(place: Place, number: signal.Signals, pause: float) -> None:
+    agent = place.agent()
+    agent.environment |= {"TMPDIR": str(place.folder)}
+    with agent:
+        for _ in agent.patiently(PATIENCE, "Python is there"):
+            if Path(f"/proc/{agent.pid}/status").read_text().count("SigCgt:\t0000000000000000") == 0:
+                break
+        time.sleep(pause)
+        agent.signal(number)
+        wait_until_converged(agent, place.server)
+        if number == signal.SIGUSR1:
+            agent.wait_for_log("dump written")
+        agent.stop()
+
+
+@pytest.mark.parametrize("source", ["", "--kubeconfig nowhere", "--manifests nowhere", "--config nowhere"])
+def test_nothing_on_the_host_is_touched_without_sound_input(place: Place, source: str) -> None:
+    agent = AgentProcess(
+        place.namespace,
+        place.folder,
+        None,
+        "--once",
+        *source.split(),
+        config={"conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "4321s"}},
+    )
+    names = ["conf/all/route_localnet", "../netfilter/nf_conntrack_tcp_timeout_established"]
+    before = [read(place, f"/proc/sys/net/ipv4/{name}") for name in names]
+    done = run(agent)
+    assert done.returncode == 2, done.stderr
+    assert [read(place, f"/proc/sys/net/ipv4/{name}") for name in names] == before
+    assert "kernel setting changed" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Kernel settings: which ones, and what a host says that refuses them."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -85,16 +86,22 @@ def test_the_number_of_entries(per_core: int, least: int, cpus: int, entries: in
 
 SETUP = """
 import sys
-from kpx import host, parse_config
-for warning in host.setup(parse_config(sys.argv[1].encode())[0]):
-    print(warning)
+from kpx import host, logs, parse_config
+logs.configure(json=True)
+host.setup(parse_config(sys.argv[1].encode())[0])
 """
 
 
-def setup(text: str, wrapper: Sequence[str] = ()) -> list[str]:
-    """The warnings of a process that sets up this network namespace; it has its own OOM score."""
+def told(text: str, wrapper: Sequence[str] = ()) -> list[dict[str, object]]:
+    """What a process logs that sets up this network namespace; it has its own OOM score."""
     command = [*wrapper, sys.executable, "-c", SETUP, CONFIG + text]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def setup(text: str, wrapper: Sequence[str] = ()) -> list[str]:
+    """The warnings among that."""
+    return [str(one["event"]) for one in told(text, wrapper) if one["level"] == "warning"]
 
 
 def value(name: str) -> str:
@@ -107,12 +114,19 @@ def value(name: str) -> str:
 class TestThisHost:
     """In a network namespace of its own."""
 
-    def test_what_the_host_takes_is_set_without_a_word(self) -> None:
-        assert (value(ROUTE_LOCALNET), value(LIBERAL)) == ("0", "0")
-        assert setup(TUNED) == []
-        for name, number in wanted(TUNED).items():
-            if name.startswith("net."):
-                assert value(name) == str(number), name
+    def test_what_is_set_is_logged_with_what_it_was(self) -> None:
+        names = [name for name in wanted(TUNED) if name.startswith("net.")]
+        before = {name: int(value(name)) for name in names}
+        assert (before[ROUTE_LOCALNET], before[LIBERAL]) == (0, 0)
+        lines = [one for one in told(TUNED) if one["level"] != "warning"]
+        assert {one["event"] for one in lines} == {"kernel setting changed"}
+        changed = {one["setting"]: (one["old"], one["new"]) for one in lines if str(one["setting"]) in before}
+        assert changed == {
+            name: (before[name], number) for name, number in wanted(TUNED).items() if before.get(name, number) != number
+        }
+        for name in names:
+            assert value(name) == str(wanted(TUNED)[name]), name
+        assert {one["setting"] for one in told(TUNED)} <= {"/proc/self/oom_score_adj"}  # which is another process' own
 
     def test_a_limit_of_the_whole_host_is_not_ours_to_set(self) -> None:
         now = value("net.netfilter.nf_conntrack_max")
