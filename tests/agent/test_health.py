@@ -27,17 +27,53 @@ def health() -> Health:
     return Health(TIMEOUT)
 
 
-def test_a_proxy_that_starts_is_well(health: Health) -> None:
-    health.queued(V4, NOON)
-    assert health.healthz(NOON + 1e6) == Status(
-        True,
+def test_a_family_without_its_first_rules_is_alive_for_a_while_but_never_well() -> None:
+    health = Health(TIMEOUT)
+    health.expect([V4, V6])
+    health.updated(V4, NOON)
+    health.queued(V6, NOON)
+    assert health.healthz(NOON + 1) == Status(
+        False,
         {
-            "lastUpdated": "2026-06-13T01:46:40Z",
-            "currentTime": "2026-06-13T01:46:40Z",
+            "lastUpdated": "2026-06-01T12:00:00Z",
+            "currentTime": "2026-06-01T12:00:01Z",
             "nodeEligible": True,
-            "healthy": True,
+            "healthy": False,
+            "status": {"IPv4": {"lastUpdated": "2026-06-01T12:00:00Z", "healthy": True}},
         },
     )
+    assert both(health, NOON + 59) == (False, True)
+    assert both(health, NOON + 60) == (False, False)
+    never = {"lastUpdated": "0001-01-01T00:00:00Z", "healthy": False}
+    assert health.livez(NOON + 60).body["status"] == {
+        "IPv4": {"lastUpdated": "2026-06-01T12:00:00Z", "healthy": True},
+        "IPv6": never,
+    }
+    health.updated(V6, NOON + 61)
+    assert both(health, NOON + 1e6) == (True, True)
+
+
+def test_an_agent_that_starts_anew_has_to_write_its_rules_anew(health: Health) -> None:
+    health.updated(V4, NOON)
+    health.expect([V4])
+    assert both(health, NOON + 1) == (False, True)
+
+
+def test_what_waits_on_keeps_its_time(health: Health) -> None:
+    health.queued(V4, NOON)
+    health.updated(V4, NOON + 50, waiting_since=NOON + 10)
+    assert both(health, NOON + 69) == (True, True)
+    assert both(health, NOON + 70) == (False, False)
+
+
+def test_the_body_tells_of_refusals_and_of_who_undoes_rules(health: Health) -> None:
+    health.updated(V4, NOON)
+    health.refused(V4, 2)
+    health.undone(V4, "iptables-nft-re of kube-proxy (pid 42)", NOON + 20)
+    status = {"lastUpdated": "2026-06-01T12:00:00Z", "healthy": True, "refusedServicePorts": 2}
+    told = {"undoneBy": "iptables-nft-re of kube-proxy (pid 42)"}
+    assert health.healthz(NOON + 19).body["status"] == {"IPv4": status | told}
+    assert health.healthz(NOON + 20).body["status"] == {"IPv4": status}
 
 
 def test_a_change_may_wait_as_long_as_the_timeout(health: Health) -> None:
