@@ -34,14 +34,15 @@ class Scene:
     def __init__(self, namespace: Namespace, server: ApiServerProcess, agent: AgentProcess, town: Town) -> None:
         self.namespace, self.server, self.agent = namespace, server, agent
         self.numbers = _Numbers(town)
-        self.clock: Clock = NftClock(namespace) if agent.backend is Backend.NFT else LegacyClock(namespace)
 
     def update(self) -> float:
         """Let an endpoint join an innocent Service; seconds until the kernel has it."""
         piece, chain = self.numbers.next()
+        nft = self.agent.backend is Backend.NFT
+        clock: Clock = NftClock(self.namespace) if nft else LegacyClock(self.namespace)  # what waits fills the old one
         begin = time.monotonic()
         self.server.put(piece)
-        return self.clock.wait(chain) - begin
+        return clock.wait(chain) - begin
 
 
 def greedy(number: int, ports: int, addresses: list[str]) -> Manifest:
