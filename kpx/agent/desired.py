@@ -6,13 +6,14 @@ which all Services share, stand in memory.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from kpx.agent.digest import digest, minus, plus
+from kpx.agent.inputs import NO_INPUTS, Inputs, every_port, first_of, in_turn, only, step, todo_of, weight
 from kpx.agent.steady import Steady
-from kpx.agent.store import Ports, ServiceKey, Slices, Store
+from kpx.agent.store import Ports, ServiceKey, Store
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.classic import Clashes
 from kpx.compiler.compile import Layout, Target, compile_fragment, join, target_settings
@@ -32,18 +33,10 @@ from kpx.reconcile.update import linear_dispatch_edits, own_chain_edits, tree_di
 Policy = Literal["internal", "external"]
 Fragments = Mapping[ServicePortName, Fragment]
 
+STEP = 600
+"""Rules, more or less: so much of a Service with many ports is changed in one go."""
 LARGE, KEPT = 500, 4
 """The rules of Services with more chains than `LARGE` are kept after all: of the last `KEPT` that changed."""
-
-
-class Inputs(NamedTuple):
-    """What a Service was compiled from last: the very values of the store, but for what another Service has."""
-
-    ports: Ports
-    slices: Slices
-
-
-_NO_INPUTS = Inputs((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +188,7 @@ class Desired:
     def weight(self, key: ServiceKey) -> int:
         """How many rules a Service has, more or less: what it had, or will have, whichever is more."""
         inputs = Inputs(self.store.ports(key, self.target.family), self.store.slices(key))
-        return max(map(_weight, (self._inputs.get(key, _NO_INPUTS), inputs)))
+        return max(map(weight, (self._inputs.get(key, NO_INPUTS), inputs)))
 
     # -- changes ---------------------------------------------------------------------------------------
 
@@ -205,7 +198,15 @@ class Desired:
 
     def recompile(self, touched: Iterable[ServiceKey]) -> list[Change]:
         """The first half of `refresh`. What several calls return may go into one call of `edits`."""
-        return [change for key in self._with_rivals(touched) for change in self._recompile(key)]
+        return [change for key in self._with_rivals(touched) for change in self._recompile(key, None)]
+
+    def recompile_step(self, touched: Iterable[ServiceKey]) -> tuple[list[Change], frozenset[ServiceKey]]:
+        """The same, but of Services with many ports not all at once; also returns those with which to go on."""
+        changes: list[Change] = []
+        keys = self._with_rivals(touched)
+        for key in keys:
+            changes += self._recompile(key, STEP)
+        return changes, frozenset(key for key in keys if self._unfinished(key))
 
     def edits(self, changes: Iterable[Change]) -> tuple[Edit, ...]:
         """The second half of `refresh`: what `changes` mean for the kernel.
@@ -245,11 +246,11 @@ class Desired:
 
     def inputs(self, key: ServiceKey) -> Inputs:
         """What a Service that is in force was compiled from."""
-        return self._inputs.get(key, _NO_INPUTS)
+        return self._inputs.get(key, NO_INPUTS)
 
     def ports(self, key: ServiceKey) -> Ports:
         """The service ports of a Service that are in force."""
-        return self._inputs[key].ports if key in self._inputs else ()
+        return tuple(port for part in self.inputs(key).parts() for port in part.ports)
 
     def served(self, key: ServiceKey) -> Iterator[Served]:
         """What is in force for a Service."""
@@ -275,18 +276,23 @@ class Desired:
         elif self._losers.get(key) != winner:
             self._losers[key] = self._new_losers[key] = winner
 
-    def _recompile(self, key: ServiceKey) -> list[Change]:
-        before = self._inputs.pop(key, _NO_INPUTS)
+    def _recompile(self, key: ServiceKey, room: int | None) -> list[Change]:
+        """Bring a Service up to date, or, if there is only `room` for so many rules, some of its ports."""
+        before = self._inputs.pop(key, NO_INPUTS)
         ports = self._claims.kept(key, self.store.ports(key, self.target.family))
-        now = Inputs(ports, self.store.slices(key))
-        if ports:
+        wanted = Inputs(ports, self.store.slices(key))
+        todo = todo_of(before, wanted)
+        names = todo if room is None else frozenset(first_of(in_turn(todo, before), before, wanted, room))
+        now = wanted if names == todo else step(before, wanted, todo, names)
+        if now.ports or now.rest:
             self._inputs[key] = now
         self._endpoint_total += self._count(now) - self._count(before)
-        self.service_ports += len(now.ports) - len(before.ports)
+        self.service_ports += len(list(every_port(now))) - len(list(every_port(before)))
         self._note_gone(before, now)
-        for port in before.ports:
-            self._note_local(port, Selection())
-        old, new = self._in_force(key, before), self._compile(now, note=True)
+        for port in every_port(before):
+            if port.name in names:
+                self._note_local(port, Selection())
+        old, new = self._in_force(key, before, names), self._compile(only(wanted, names), note=True)
         self._keep(key, now, new)
         for one in old.values():
             self.digest = minus(self.digest, digest(one.chains.items()))
@@ -294,10 +300,16 @@ class Desired:
             self.digest = plus(self.digest, digest(one.chains.items()))
         return [(old.get(name), new.get(name)) for name in dict.fromkeys((*old, *new))]
 
-    def _in_force(self, key: ServiceKey, inputs: Inputs) -> Fragments:
-        """What a Service was compiled to from these inputs."""
+    def _unfinished(self, key: ServiceKey) -> bool:
+        """Whether a Service isn't in force as it should be."""
+        return self.inputs(key).rest is not None
+
+    def _in_force(self, key: ServiceKey, inputs: Inputs, names: Collection[ServicePortName]) -> Fragments:
+        """What these ports of a Service were compiled to from these inputs."""
         kept = self._kept.get(key)
-        return kept[1] if kept and kept[0] is inputs else self._compile(inputs)
+        if kept and kept[0] is inputs:
+            return {name: one for name, one in kept[1].items() if name in names}
+        return {name: one for part in inputs.parts() for name, one in self._compile(only(part, names)).items()}
 
     def _keep(self, key: ServiceKey, inputs: Inputs, fragments: Fragments) -> None:
         """Keep the rules of a large Service that changes: the next change is twice as fast."""
@@ -317,18 +329,20 @@ class Desired:
         return fragments
 
     def _served(self, inputs: Inputs) -> Iterator[Served]:
-        endpoints = merge_slices(inputs.slices, self.target.family) if inputs.ports else {}
-        for port in sorted(inputs.ports, key=lambda one: one.name):
-            of_port = endpoints.get(port.name, ())
-            yield Served(port, of_port, select(of_port, port, self.settings.node))
+        for part in inputs.parts():
+            endpoints = merge_slices(part.slices, self.target.family) if part.ports else {}
+            for port in sorted(part.ports, key=lambda one: one.name):
+                of_port = endpoints.get(port.name, ())
+                yield Served(port, of_port, select(of_port, port, self.settings.node))
 
     def _count(self, inputs: Inputs) -> int:
-        return sum(count_endpoints(inputs.slices, port.name, self.target.family) for port in inputs.ports)
+        family = self.target.family
+        return sum(count_endpoints(part.slices, port.name, family) for part in inputs.parts() for port in part.ports)
 
     def _note_gone(self, before: Inputs, now: Inputs) -> None:
         if before.ports is not now.ports:
-            kept = frozenset(now.ports)
-            self._gone |= dict.fromkeys(port for port in _udp(before.ports) if port not in kept)
+            kept = frozenset(every_port(now))
+            self._gone |= dict.fromkeys(port for port in _udp(every_port(before)) if port not in kept)
 
     def _note_local(self, port: ServicePort, selection: Selection) -> None:
         starved = selection.anywhere and not selection.local
@@ -343,11 +357,6 @@ class Desired:
 
     def _want_comments(self) -> bool:
         return self._endpoint_total <= LARGE_CLUSTER_ENDPOINTS
-
-
-def _weight(inputs: Inputs) -> int:
-    endpoints = sum(len(one.states) * len(one.ports) for one in inputs.slices)
-    return 3 * endpoints + sum(2 + len(port.external_ips) + len(port.load_balancer_ips) for port in inputs.ports)
 
 
 def _udp(ports: Iterable[ServicePort]) -> Iterator[ServicePort]:

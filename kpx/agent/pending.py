@@ -146,6 +146,11 @@ class Pending:
         if batch.full:
             self.compare(batch.full)
 
+    def go_on(self, keys: Iterable[ServiceKey], now: float) -> None:
+        """These are done in part. They wait from now on: what is large takes its time, but it moves."""
+        for key in keys:
+            self._services.setdefault(key, Waiting(now))
+
     def served(self, batch: Batch, seconds: float, now: float) -> None:
         """A batch was written, which took so long."""
         self._served = {key: at for key, at in self._served.items() if now - at < CALM}

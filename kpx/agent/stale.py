@@ -17,7 +17,8 @@ import structlog
 
 from kpx import host
 from kpx.agent.backlog import Backlog, Work
-from kpx.agent.desired import Desired, Inputs
+from kpx.agent.desired import Desired
+from kpx.agent.inputs import Inputs
 from kpx.agent.metrics import Metrics
 from kpx.agent.store import ServiceKey
 from kpx.agent.sync import Synced

@@ -183,16 +183,18 @@ class FamilySync:
 
     async def _sync(self, batch: Batch) -> Outcome:
         start = time.monotonic()
-        edits = await self._compile(batch.services) if self.desired.is_loaded else []
+        edits, unfinished = await self._compile(batch.services) if self.desired.is_loaded else ([], frozenset())
         reload = not self.desired.is_loaded or self.desired.settings_changed()
         full = self._reason(batch.full, reload)
         touched = frozenset(batch.services)
         if reload:
             touched |= self.desired.begin()
+            unfinished = frozenset()
         compiled = time.monotonic()
         outcome = await (self._compare(full, edits, touched) if full else self._send(edits, touched))
         sync = told.Sync(self.family, full, len(touched), outcome, start, compiled, time.monotonic())
         told.success(self.metrics, sync, batch.triggers, self.kernel.rules)
+        self._pending.go_on(unfinished, time.monotonic())
         self.health.updated(self.family, time.time(), self._waiting_since())
         pause = self.desired.settings_due()
         if pause is not None:
@@ -209,15 +211,19 @@ class FamilySync:
             return "settings"
         return "order" if self.desired.order_counts else full
 
-    async def _compile(self, keys: Iterable[ServiceKey]) -> list[Edit]:
+    async def _compile(self, keys: Iterable[ServiceKey]) -> tuple[list[Edit], frozenset[ServiceKey]]:
+        """The edits that bring Services up to date; and those with which to go on, as they are too large."""
         changes: list[Change] = []
+        unfinished: frozenset[ServiceKey] = frozenset()
         for some in chunks(sorted(keys)):
-            changes += self.desired.recompile(some)
+            made, left = self.desired.recompile_step(some)
+            changes += made
+            unfinished |= left
             await asyncio.sleep(0)
         # Edits have to be made in one go: only then is their order in the payload the right one.
         if len(changes) <= CHUNK:
-            return list(self.desired.edits(changes))
-        return list(await asyncio.to_thread(self.desired.edits, changes))
+            return list(self.desired.edits(changes)), unfinished
+        return list(await asyncio.to_thread(self.desired.edits, changes)), unfinished
 
     async def _send(self, edits: list[Edit], services: Iterable[ServiceKey]) -> Outcome:
         outcome = await self.kernel.send(edits, services)

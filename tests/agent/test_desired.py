@@ -6,8 +6,9 @@ from zlib import crc32
 
 import pytest
 
+from kpx.agent import desired as desired_module
 from kpx.agent.desired import Desired
-from kpx.agent.store import Store
+from kpx.agent.store import ServiceKey, Store
 from kpx.api import KubeProxyConfiguration, Object, parse_object
 from kpx.compiler.compile import Layout, Target, compile_sound
 from kpx.family import Family
@@ -20,6 +21,7 @@ from tests.apiserver import churn, node_objects
 from tests.apiserver.churn import Change
 from tests.compiler.towns import rivals, town
 from tests.kernel import BACKENDS, FAMILIES, Namespace, needs_kernel
+from tests.manifests import Manifest, endpoint_slice, service
 
 NODE = "node-0"
 CONFIG = KubeProxyConfiguration()
@@ -94,6 +96,53 @@ def test_edits_lead_the_kernel_to_what_a_fresh_compile_wants(
     whole, problems = compile_sound([store.node, *objects.values()], CONFIG, target)
     assert problems == ()
     assert not make_plan(whole, live)
+
+
+def greedy(number: int, pick: random.Random) -> list[Manifest]:
+    """A Service of many ports and of addresses that others want, too, with some endpoints."""
+    ports = [{"name": f"p{port}", "port": 1000 + port, "targetPort": 8080} for port in range(pick.randrange(14))]
+    addresses = [f"203.0.113.{one}" for one in pick.sample(range(1, 8), 3)]
+    made = endpoint_slice(f"greedy-{number}", [f"10.250.{number}.{one + 1}" for one in range(pick.randrange(4))])
+    made["ports"] = [{"name": one["name"], "port": 8080, "protocol": "TCP"} for one in ports]
+    unnamed = [{"port": 80}]
+    return [service(f"greedy-{number}", f"10.111.0.{number + 1}", ports=ports or unnamed, externalIPs=addresses), made]
+
+
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("seed", range(3))
+def test_large_services_are_changed_step_by_step_whatever_comes_in_between(
+    seed: int, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desired_module, "STEP", 12)
+    pick, store, tools = random.Random(seed), Store(NODE), Tools(Backend.NFT, Family.IPV4)
+    store.take(Put(parse_object("Node", node_objects(1)[0])))
+    desired = Desired(store, CONFIG, Target(NODE))
+    desired.load_all()
+    namespace.restore(Backend.NFT, Family.IPV4, payload_of(make_plan(desired.ruleset(), {}).edits, tools))
+    objects: dict[tuple[str, str, str], Object] = {}
+    waiting: set[ServiceKey] = set()
+    most = 0
+    for turn in range(150):
+        if turn < 100:
+            for one in (parse_object(str(one["kind"]), one) for one in greedy(pick.randrange(3), pick)):
+                objects[type(one).__name__, one.metadata.namespace, one.metadata.name] = one
+                waiting |= store.take(Put(one))
+        changes, unfinished = desired.recompile_step(waiting)
+        waiting = set(unfinished)
+        most = max(most, len(waiting))
+        if payload := payload_of(desired.edits(changes), tools):
+            namespace.restore(Backend.NFT, Family.IPV4, payload)
+        if turn % 10 == 0:  # what is believed is so, also halfway
+            assert not make_plan(desired.ruleset(), parse_save(namespace.save(Backend.NFT, Family.IPV4)))
+    assert most
+    assert not waiting
+    assert store.node is not None
+    whole, _ = compile_sound([store.node, *objects.values()], CONFIG, Target(NODE))
+    assert not make_plan(whole, parse_save(namespace.save(Backend.NFT, Family.IPV4)))
+    fresh = Desired(store, CONFIG, Target(NODE))
+    fresh.load_all()
+    assert desired.digest == fresh.digest
 
 
 @pytest.mark.kernel
