@@ -179,10 +179,13 @@ def main(size: str, names: tuple[str, ...], updates: int, backend: str) -> None:
                 begin(scene)
                 settle(scene)
                 quiet, idle = measured(scene, updates)
+                known = len(agent.log("synced"))
                 with troubled(scene, trouble, rate):
                     busy, cpu = measured(scene, updates)
                 tell(f"{town} {name}: quiet", quiet, idle)
                 tell(f"{town} {name}: troubled", busy, cpu)
+                for one in sorted(agent.log("synced")[known:], key=lambda one: -float(one["total_ms"]))[:3]:
+                    click.echo("  longest: " + ", ".join(f"{key} {value}" for key, value in one.items() if value))
                 again = [one for one in agent.log("synced") if one["full"] not in (None, "start")]
                 log_size = agent.log_file.stat().st_size
                 click.echo(f"  full syncs {len(again)}, RSS {status(agent.pid, 'VmRSS'):.0f} MB, log {log_size} bytes")
