@@ -62,7 +62,7 @@ _SHAPES = {
 class Blob:
     """One table at one moment."""
 
-    def __init__(self, family: Family, info: bytes, data: bytes) -> None:
+    def __init__(self, family: Family, info: bytes, data: memoryview) -> None:
         self._shape, self._data = _SHAPES[family], data
         valid, *positions = _INFO_NUMBERS.unpack(info)[:11]
         self._built_in = {
@@ -106,18 +106,18 @@ class Blob:
     def _digest(self, at: int) -> int:
         """A rule's number: without counters, and with the name of the chain that it jumps to, not its place."""
         data, end, target = self._data, self._next(at), self._target(at)
-        parts = [data[at + first : at + last] for first, last in self._shape.kept]
+        parts = [bytes(data[at + first : at + last]) for first, last in self._shape.kept]
         _, name, _ = _TARGET.unpack_from(data, target)
         if not name.rstrip(b"\0"):
             verdict = _VERDICT.unpack_from(data, target + _TARGET.size)[0]
             where = str(verdict).encode() if verdict < 0 else self._chain_at(verdict)
-            return hash((*parts, data[at + self._shape.elements : target + _TARGET.size], where))
-        return hash((*parts, data[at + self._shape.elements : end]))
+            return hash((*parts, bytes(data[at + self._shape.elements : target + _TARGET.size]), where))
+        return hash((*parts, bytes(data[at + self._shape.elements : end])))
 
     def _chain_at(self, first_rule: int) -> bytes:
         """The name of the chain whose first rule stands there: its head is right before."""
         head = first_rule - self._shape.elements - _HEAD_TARGET
-        name = self._data[head + self._shape.elements + _TARGET.size : first_rule]
+        name = bytes(self._data[head + self._shape.elements + _TARGET.size : first_rule])
         return name.partition(b"\0")[0]
 
     def _find(self, name: bytes) -> int | None:
@@ -145,8 +145,8 @@ class Blob:
         return names == sorted(names)
 
     def _named(self, name: bytes, first: int, last: int) -> int | None:
-        at = self._data.find(b"ERROR" + bytes(25) + name + b"\0", first, last)
-        return None if at < 0 else at - 2 - self._shape.elements
+        found = re.compile(re.escape(b"ERROR" + bytes(25) + name + b"\0")).search(self._data, first, last)
+        return self._head_of(found) if found else None
 
     def _is_end(self, found: re.Match[bytes]) -> bool:
         """Whether a head is the table's end: it is called ERROR, and so sorts before the chains that it follows."""
@@ -178,7 +178,7 @@ def read_blob(family: Family, table: str) -> Blob | None:
                 continue
             except OSError as error:
                 raise KpxError(f"can't read the legacy table {table} of {family}: {error.strerror}") from error
-            return Blob(family, info, bytes(memoryview(data)[_ENTRIES_HEAD:]))
+            return Blob(family, info, memoryview(data)[_ENTRIES_HEAD:])
     raise KpxError(f"can't read the legacy table {table} of {family}: it changes all the time")
 
 
