@@ -130,10 +130,15 @@ def change_unordered(table: TableName, chain: str, live: Rules, desired: Rules, 
 
 
 def change_shared(table: TableName, chain: str, live: Rules, desired: Rules, family: Family) -> Edit:
-    """Add what is missing of `desired` to a chain in which another program keeps rules too."""
-    have, want = _keys(live, desired, family), _keys(desired, live, family)
-    missing = [rule for key, rule in zip(want, desired, strict=True) if key not in have]
-    return Edit(table, chain, Step.CHANGE, added=tuple(Placed(rule) for rule in missing))
+    """Make a chain that kubelet fills too hold `desired` and nothing else; without any, it is kubelet's alone.
+
+    kube-proxy 1.36 empties KUBE-FIREWALL and writes its rule anew at every sync, but only where it has one: for IPv4,
+    with node ports on localhost. kubelet's own rule is the same one. Whatever else stands there cuts the node off if
+    it has lost its match (kubernetes/kubernetes #112477), or multiplies (#76431).
+    """
+    if not desired:
+        return Edit(table, chain, Step.CHANGE)
+    return change_ordered(table, chain, live, desired, family)
 
 
 def change_jumps(
