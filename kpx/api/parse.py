@@ -118,11 +118,8 @@ def _without_gone(document: dict[Any, Any]) -> tuple[dict[Any, Any], list[str]]:
     return left, found
 
 
-_FIELDS = frozenset(
-    field.alias or name
-    for model in (KubeProxyConfiguration, *Section.__subclasses__())
-    for name, field in model.model_fields.items()
-)
+_MODELS: tuple[type[Section], ...] = (KubeProxyConfiguration, *Section.__subclasses__())
+_FIELDS = frozenset(field.alias or name for model in _MODELS for name, field in model.model_fields.items())
 
 
 def _with_nearest(problem: Problem) -> Problem:

@@ -39,7 +39,8 @@ def test_of_a_key_that_comes_twice_the_last_one_counts() -> None:
     config, warnings = parse_config(f"{HEAD}iptables: {{masqueradeBit: 3, masqueradeBit: 4}}\n".encode())
     assert config.iptables.masquerade_bit == 4
     assert warnings == ("iptables.masqueradeBit: stands there twice; the last one counts",)
-    twice = '{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "", "mode": "iptables"}'
+    head = '{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"'
+    twice = head + ', "mode": "", "mode": "iptables"}'
     assert parse_config(twice.encode())[1] == ("mode: stands there twice; the last one counts",)
 
 
