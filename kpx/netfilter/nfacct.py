@@ -66,7 +66,7 @@ def _has_match(tools: Tools) -> bool:
         # Python's own getsockopt hands nothing in: the kernel reads the name of the match from the same place.
         asked = ctypes.create_string_buffer(b"nfacct", 30)
         size = ctypes.c_uint32(len(asked))
-        return _LIBC.getsockopt(raw.fileno(), level, option, asked, ctypes.byref(size)) == 0
+        return bool(_LIBC.getsockopt(raw.fileno(), level, option, asked, ctypes.byref(size)) == 0)
 
 
 def ensure() -> None:
