@@ -7,7 +7,7 @@ which all Services share, stand in memory.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kpx.agent.digest import digest, minus, plus
@@ -54,6 +54,7 @@ class Desired:
     It begins with a load of everything: `begin`, then `prepare` and, when that is done for all Services, `load`, in
     as many steps as the caller likes, then `loaded`. From then on `refresh` recompiles only what a change touches.
     `settings` are what all service ports were compiled with; when they change, everything has to be loaded anew.
+    `counting` tells whether rules may count for kube-proxy's metrics now.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Desired:
         store: Store,
         config: KubeProxyConfiguration,
         target: Target,
+        counting: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.config, self.target = store, config, target
+        self._counting = counting
         self._clock, self._comments = clock, Steady()
         self._gone: dict[ServicePort, None] = {}
         self._inputs: dict[ServiceKey, Inputs] = {}
@@ -353,7 +356,8 @@ class Desired:
                 names.discard(port.name)
 
     def _settings(self, comments: bool) -> Settings:
-        return target_settings(self.config, self.target, self.store.node, comments)
+        target = replace(self.target, nfacct=self.target.nfacct or self._counting())
+        return target_settings(self.config, target, self.store.node, comments)
 
     def _want_comments(self) -> bool:
         return self._endpoint_total <= LARGE_CLUSTER_ENDPOINTS

@@ -6,6 +6,7 @@ its dashboards and alerts keep their meaning; what is new begins with `kpx_`.
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -25,7 +26,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.samples import Sample
 
 from kpx.agent.health import API_FAMILY
+from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.netfilter import nfacct
+from kpx.netfilter.counting import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kpx.netfilter.ruleset import TABLES, TableName
 from kpx.version import __version__
 
@@ -52,6 +56,7 @@ class Metrics:
         self._ours = _Kpx(self._registry)
         self._connections = _Connections()
         self._registry.register(self._connections)
+        self._registry.register(_PacketCounters())
         self.expositions = 0
 
     def exposition(self) -> bytes:
@@ -275,6 +280,32 @@ class _Connections:
             families[len(labels)].add_metric(labels, count if labels in self._shown else 0)
         self._shown |= self._counts.keys()
         yield from families.values()
+
+
+class _PacketCounters:
+    """What kube-proxy counts by nfacct: without labels, and missing where the kernel has no such counter.
+
+    The counters are the network namespace's, and both families count in the same.
+    """
+
+    _METRICS: Mapping[str, tuple[str, str]] = {
+        INVALID_DROPPED: (
+            "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+            "Packets that conntrack couldn't place, and rules dropped",
+        ),
+        LOCALHOST_ACCEPTED: (
+            "kubeproxy_iptables_localhost_nodeports_accepted_packets",
+            "Packets to node ports on loopback addresses that rules accepted",
+        ),
+    }
+
+    def collect(self) -> Iterator[Metric]:
+        counted: Mapping[str, int] = {}
+        with suppress(KpxError):
+            counted = nfacct.read()
+        for name, (metric, text) in self._METRICS.items():
+            if name in counted:
+                yield CounterMetricFamily(metric, text, value=counted[name])
 
 
 def _start_at_zero(*counters: Counter) -> None:

@@ -29,6 +29,7 @@ from kpx.compiler.compile import Layout, Target
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.model.balance import misread
+from kpx.netfilter.nfacct import Counters
 from kpx.netfilter.tools import Backend, Tools, binary
 from kpx.sources.events import Event, Put, Source, Unsound
 from kpx.sources.events import Synced as SourceSynced
@@ -145,6 +146,10 @@ class Agent:
             if proxy.family is family:
                 proxy.sync.repairs.suspect(chains, culprit)
 
+    def is_complete(self) -> bool:
+        """Whether all objects that there were at the start are known."""
+        return self._complete.is_set()
+
     def dump(self) -> None:
         """Write what is known to a file."""
         write_dump(self.store, (proxy.sync for proxy in self.proxies))
@@ -184,7 +189,8 @@ class FamilyProxy:
         self.family, self.config, self.metrics = family, setup.config, agent.metrics
         self.tools = Tools(setup.backend, family, recording=agent.children.recording)
         target = Target(setup.node_name, family, setup.layout, host.tcp_be_liberal())
-        self.desired = Desired(agent.store, setup.config, target)
+        counters = Counters(self.tools)
+        self.desired = Desired(agent.store, setup.config, target, lambda: counters.ready(make=agent.is_complete()))
         self.stale_flows = StaleFlows(self.desired, agent.metrics)
         self.health_checks = ServiceHealthServers(
             family, agent.health, lambda: self.desired.settings.node_port_addresses

@@ -14,6 +14,7 @@ from kpx.analysis import bpf
 from kpx.analysis.packet import Origin, Packet, kind, number
 from kpx.analysis.state import Scene, State
 from kpx.family import Family
+from kpx.netfilter.counting import NAMES
 from kpx.netfilter.options import Option, protocol
 from kpx.netfilter.rule import Match
 
@@ -307,10 +308,7 @@ def _bridge_port(name: str = "") -> Test:
 
 def _counts(name: str) -> Test:
     """The objects of kube-proxy have no quota, so that the match only counts."""
-    return (lambda state, scene: True) if name in _NFACCT else _unknown
-
-
-_NFACCT = ("ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts")
+    return (lambda state, scene: True) if name in NAMES else _unknown
 
 
 def _of_own_process(*values: str) -> Test:

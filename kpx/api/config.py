@@ -39,6 +39,16 @@ from kpx.family import Family, host_port
 
 API_VERSION: Final = "kubeproxy.config.k8s.io/v1alpha1"
 KIND: Final = "KubeProxyConfiguration"
+GONE: Final = frozenset(
+    {
+        ("resourceContainer",),  # until 1.15
+        ("conntrack", "max"),  # until 1.15
+        ("udpIdleTimeout",),  # until 1.25, for the userspace mode
+        ("udpTimeoutMilliseconds",),  # how it was spelled in 1.9
+        ("clientConnection", "cps"),  # how `qps` was spelled in 1.9
+    }
+)
+"""Paths of fields that v1alpha1 once had. Managed clusters still ship them; kube-proxy 1.36 warns and goes on."""
 PRIMARY = "primary"
 """The entry of `node_port_addresses` that stands for the node's primary address of each family."""
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,21 @@ def yaml_documents(data: bytes) -> Iterator[Any]:
         raise DocumentError("is nested too deeply") from None
     except Exception as error:  # with explicit tags (`!!bool x`) PyYAML's constructors raise whatever they like
         raise DocumentError(f"is not YAML: {plain(str(error))}") from None
+
+
+def repeated_keys(data: bytes) -> list[str]:
+    """The paths of the keys that a mapping of a document has more than once. For what `yaml_documents` has read."""
+    found: list[str] = []
+    for root in yaml.compose_all(decode(data), Loader=_Loader):
+        waiting: list[tuple[str, yaml.Node]] = [("", root)] if root is not None else []
+        while waiting:
+            path, node = waiting.pop()
+            if isinstance(node, yaml.MappingNode):
+                keys = [str(key.value) for key, _ in node.value]
+                below = [f"{path}.{key}".lstrip(".") for key in keys]
+                found += [one for one, times in Counter(below).items() if times > 1]
+                waiting += zip(below, (value for _, value in node.value), strict=True)
+    return [plain(one) for one in found]
 
 
 def _refuse_depth(text: str) -> None:

@@ -11,9 +11,11 @@ from kpx.errors import Problem
 
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
 
+NO_FIELD = "is not a field that exists here"
+
 _MESSAGES = {
     "missing": "is required",
-    "extra_forbidden": "is not a field that exists here",
+    "extra_forbidden": NO_FIELD,
     "string_type": "must be a string",
     "string_unicode": "must be Unicode text",
     "int_type": "must be a whole number",

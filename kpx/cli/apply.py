@@ -11,10 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn
 from rich.progress import Progress as Bar
 
 from kpx import host
-from kpx.cli.inputs import FAMILIES, backend_option, object_options, read_inputs, tools_for
+from kpx.cli.inputs import FAMILIES, backend_option, nfacct_option, object_options, read_inputs, tools_for
 from kpx.cli.output import json_options, json_text
 from kpx.cli.written import Written, written
+from kpx.compiler.names import FORWARD, NODEPORTS
 from kpx.family import Family
+from kpx.netfilter import nfacct as counters
+from kpx.netfilter.counting import counts
+from kpx.netfilter.reading import read_chains
+from kpx.netfilter.tools import Tools
 from kpx.reconcile.apply import Outcome, Progress, apply, payload_of, read_live
 from kpx.reconcile.plan import make_plan
 
@@ -24,6 +29,7 @@ log = structlog.get_logger()
 @click.command()
 @object_options
 @backend_option
+@nfacct_option
 @click.option("--dry-run", is_flag=True, help="Print what would be sent to iptables-restore; change nothing.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @json_options(Written, "The same as --format json")
@@ -35,6 +41,7 @@ def command(
     layout: str,
     keep_going: bool,
     backend: str,
+    nfacct: bool | None,
     dry_run: bool,
     form: str,
     as_json: bool,
@@ -49,8 +56,12 @@ def command(
       kpx apply -f shop/ --config config.yaml --node node-0 --dry-run
     """
     inputs = read_inputs(files, node, config_file, layout, keep_going)
-    compiled = inputs.compile(FAMILIES[family], host.tcp_be_liberal())
+    families = FAMILIES[family]
+    counting = [one for one in families if _counts(tools_for(one, backend), nfacct)]
+    compiled = inputs.compile(families, host.tcp_be_liberal(), counting)
     refused = False
+    if counting and not dry_run:
+        counters.ensure()
     for one, ruleset in compiled.rulesets.items():
         tools = tools_for(one, backend)
         start = time.monotonic()
@@ -68,6 +79,22 @@ def command(
     if refused:
         raise SystemExit(2)
     compiled.exit_if_incomplete()
+
+
+def _counts(tools: Tools, asked: bool | None) -> bool:
+    """Whether rules are to count: as asked, else as those do that are there, else where the kernel takes it."""
+    if asked is not None:
+        return asked
+    chains = {
+        (table, chain): read_chains(tools, table, [chain])[chain]
+        for table, chain in (("filter", FORWARD), ("nat", NODEPORTS))
+    }
+    if any(counts(rule) for one in chains.values() if one for rule in one.rules):
+        return True
+    forward = chains["filter", FORWARD]
+    if forward is not None and any("--ctstate INVALID" in rule for rule in forward.rules):
+        return False
+    return counters.takes(tools)
 
 
 @contextmanager

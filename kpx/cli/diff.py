@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Annotated
 
 import click
+import structlog
 from pydantic import Field
 
 from kpx import host
@@ -19,6 +20,7 @@ from kpx.compiler.names import SERVICES
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter import names
+from kpx.netfilter.counting import any_counts, uncounted
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.printable import printable
@@ -27,6 +29,8 @@ from kpx.reconcile.owners import owners_of
 from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import FRAME, Difference, differences
 from kpx.sources.manifests import SUFFIXES
+
+log = structlog.get_logger()
 
 Found = Mapping[str, Sequence[Difference]]
 Differences = Annotated[
@@ -100,8 +104,11 @@ def _compare_rules(
     live = {one: _read_dump(against) if against else read_live(tools_for(one, backend)) for one in families}
     if any_layout:
         inputs = replace(inputs, layout=_layout_of(live.values()))
-    compiled = inputs.compile(families, against is None and host.tcp_be_liberal())
+    liberal = against is None and host.tcp_be_liberal()
+    compiled = inputs.compile(families, liberal)
     found = {one: _differences(ruleset, live[one]) for one, ruleset in compiled.rulesets.items()}
+    if not any(found.values()):
+        _tell_of_counters(inputs, live, liberal)
     click.echo({"json": _json, "markdown": _markdown, "text": _text}[form](found))
     compiled.exit_if_incomplete()
     raise SystemExit(1 if any(found.values()) else 0)
@@ -115,8 +122,19 @@ def _layout_of(live: Iterable[Saved]) -> Layout:
 
 
 def _differences(desired: Ruleset, live: Saved) -> Found:
+    live = uncounted(live)
     plan = make_plan(desired, live)
     return differences(plan.edits, owners_of(desired, live)) if plan else {}
+
+
+def _tell_of_counters(inputs: Inputs, live: Mapping[Family, Saved], liberal: bool) -> None:
+    """Say where rules that only count packets aren't as kube-proxy has them: no packet meets anything else by it."""
+    counting = [family for family, saved in live.items() if any_counts(saved)]
+    if not counting:
+        return
+    for family, ruleset in inputs.compile(counting, liberal, nfacct=counting).rulesets.items():
+        if make_plan(ruleset, live[family]):
+            log.info(f"{family}: rules that only count packets (-m nfacct) aren't as kube-proxy has them")
 
 
 def _read_dump(path: Path) -> Saved:

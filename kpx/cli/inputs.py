@@ -2,7 +2,7 @@
 
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +61,13 @@ config_option = click.option(
 )
 
 
+nfacct_option = click.option(
+    "--nfacct/--no-nfacct",
+    default=None,
+    help="Rules that count packets for kube-proxy's metrics, as kube-proxy has them where the kernel has nfacct.",
+)
+
+
 def object_options(command: Command) -> Command:
     """The options of every command that compiles objects."""
     return layout_option(object_options_but_layout(command))
@@ -96,12 +103,16 @@ class Inputs:
     layout: Layout
     keep_going: bool
 
-    def compile(self, families: Iterable[Family], tcp_be_liberal: bool = False) -> "Compiled":
-        """Compile for each family. Raises InputError if any object is unsound, unless told to keep going."""
+    def compile(
+        self, families: Iterable[Family], tcp_be_liberal: bool = False, nfacct: Container[Family] = ()
+    ) -> "Compiled":
+        """Compile for each family; `nfacct` are those whose rules count packets for kube-proxy's metrics.
+
+        Raises InputError if any object is unsound, unless told to keep going."""
         conflicts: list[Problem] = []
         rulesets: dict[Family, Ruleset] = {}
         for family in families:
-            target = Target(self.node_name, family, self.layout, tcp_be_liberal)
+            target = Target(self.node_name, family, self.layout, tcp_be_liberal, family in nfacct)
             rulesets[family], problems = compile_sound(self.objects, self.config, target)
             conflicts += problems
         return Compiled(rulesets, complete=self.complain(conflicts))

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from kpx.cli.inputs import FAMILIES, object_options, read_inputs
+from kpx.cli.inputs import FAMILIES, nfacct_option, object_options, read_inputs
 from kpx.cli.output import json_options, json_text
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -34,6 +34,7 @@ class Rendered(Part):
 
 @click.command()
 @object_options
+@nfacct_option
 @click.option("--format", "form", type=click.Choice(["restore", "json"]), default="restore", show_default=True)
 @json_options(Rendered, "The same as --format json")
 @click.option(
@@ -49,6 +50,7 @@ def command(
     family: str,
     layout: str,
     keep_going: bool,
+    nfacct: bool | None,
     form: str,
     output: Path | None,
     as_json: bool,
@@ -67,7 +69,7 @@ def command(
         raise KpxError(f"--family {family}: a payload holds one family; choose --family ipv4 or ipv6, or --output")
     inputs = read_inputs(files, node, config_file, layout, keep_going)
     form = "json" if as_json else form
-    compiled = inputs.compile(families)
+    compiled = inputs.compile(families, nfacct=families if nfacct else ())
     for one, ruleset in compiled.rulesets.items():
         text = _text(ruleset, form, inputs.node_name)
         if output is None:

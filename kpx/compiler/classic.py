@@ -41,9 +41,10 @@ class _Joined:
         self.unordered: dict[str, int] = {}
 
     def add(self, chain: str, entries: Sequence[Entry], last: Rules = ()) -> None:
-        self.chains[chain] = tuple(entry.rule for entry in entries) + last
+        rules = tuple(rule for entry in entries for rule in entry.rules)
+        self.chains[chain] = rules + last
         if _disjoint(entries):
-            self.unordered[chain] = len(entries)
+            self.unordered[chain] = len(rules)
 
     def table(self) -> Table:
         return Table(self.chains, frame.JUMPS[self.name], self.unordered)

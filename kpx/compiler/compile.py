@@ -36,13 +36,15 @@ _JOIN: dict[Layout, Callable[[Iterable[Fragment], Settings], Ruleset]] = {
 class Target:
     """Whom to compile for: which node (by name; its Node object may be among the objects), family and layout.
 
-    `tcp_be_liberal` tells what the host has in `nf_conntrack_tcp_be_liberal`, where that is known.
+    `tcp_be_liberal` tells what the host has in `nf_conntrack_tcp_be_liberal`, where that is known; `nfacct` whether its
+    kernel takes rules that count for kube-proxy's metrics.
     """
 
     node_name: str
     family: Family = Family.IPV4
     layout: Layout = Layout.TREE
     tcp_be_liberal: bool = False
+    nfacct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def target_settings(
     """The settings that `config` means for a target, whose Node object `node` is."""
     liberal = target.tcp_be_liberal or config.conntrack.tcp_be_liberal
     view = node_view(target.node_name, target.family, node, config.bind_address, liberal)
-    return settings_for(config, view, comments)
+    return settings_for(config, view, comments, target.nfacct)
 
 
 def compile_sound(

@@ -35,7 +35,10 @@ KUBE-NODEPORTS there is no KUBE-FW. A height of 6 leaves one chain to others.
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a chain holds; its first `free` rules may stand in any order (None: order counts throughout)."""
+    """What a chain holds; its first `free` rules may stand in any order (None: order counts throughout).
+
+    But for rules that only count: they stand before the one that they count for.
+    """
 
     rules: Rules
     free: int | None
@@ -52,11 +55,11 @@ class ChainChange:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Item:
-    """An entry's rule. Sorts as rules stand in a linear chain: by service port, then as in the fragment."""
+    """An entry's rules. Sorts as rules stand in a linear chain: by service port, then as in the fragment."""
 
     owner: ServicePortName
     place: int
-    rule: str
+    rules: Rules
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +105,7 @@ class Dispatch:
         """Add the entry that stands at `place` in the fragment of `owner`."""
         part, key = self._where(entry)
         self._note(part, key)
-        made = part.tree.add(key, _Item(owner, place, entry.rule))
+        made = part.tree.add(key, _Item(owner, place, entry.rules))
         if self._rivals:
             self._rivals.update(part, key)
         if self._before is not None:
@@ -113,7 +116,7 @@ class Dispatch:
         """Remove an entry. Raises KeyError or ValueError if it isn't there."""
         part, key = self._where(entry)
         self._note(part, key)
-        part.tree.remove(key, _Item(owner, place, entry.rule))
+        part.tree.remove(key, _Item(owner, place, entry.rules))
         if self._rivals:
             self._rivals.update(part, key)
 
@@ -184,8 +187,9 @@ class Dispatch:
             rules = looks[0].rules + looks[1].rules
             free = None not in (looks[0].free, looks[1].free)
         else:
-            rules = tuple(item.rule for item in sorted(item for part in parts for item in part.tree.everything()))
-            free = len(rules) == len(self)
+            items = sorted(item for part in parts for item in part.tree.everything())
+            rules = tuple(rule for item in items for rule in item.rules)
+            free = len(items) == len(self)
         clashes = self._rivals is not None and self._rivals.clash
         return Look(rules + self._last, len(rules) if free and not clashes else None)
 
@@ -202,7 +206,7 @@ class Dispatch:
                 rules.append(f"{part.space.match(one)} {arrow} {self._chain(part, one)}")
             else:
                 items = self._in_order(part, one)
-                rules += (item.rule for item in items)
+                rules += (rule for item in items for rule in item.rules)
                 free = free and len(items) == 1
         return Look(tuple(rules), len(rules) if free else None)
 

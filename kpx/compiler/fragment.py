@@ -7,16 +7,18 @@ from kpx.compiler import names
 from kpx.compiler.choice import Affinity, Arm, Choose, linear
 from kpx.compiler.settings import Settings
 from kpx.compiler.words import comment, source
+from kpx.family import Family
 from kpx.model.balance import AffinityScope
 from kpx.model.endpoint import Endpoint, Endpoints
 from kpx.model.policy import Selection, weights
 from kpx.model.service import ServicePort, ServicePortName
+from kpx.netfilter.counting import LOCALHOST, LOCALHOST_ACCEPTED, counted_by
 from kpx.netfilter.ruleset import Rules, TableName
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One rule in a dispatch chain.
+    """One rule in a dispatch chain, and the one that counts for it, right before it, if there is such a one.
 
     Entries of a chain are told apart by (`address`, `protocol`, `port`); `address` is empty for a node port.
     """
@@ -27,6 +29,12 @@ class Entry:
     protocol: str
     port: int
     rule: str
+    counting: str = ""
+
+    @property
+    def rules(self) -> Rules:
+        """All of it, in order."""
+        return (self.counting, self.rule) if self.counting else (self.rule,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +185,10 @@ class _PortCompiler:
     def _node_port_entries(self) -> Iterator[Entry]:
         protocol, number = self.port.protocol, self.port.node_port
         if self.selection.anywhere:
-            rule = f"-p {protocol} {comment(self.label)} -m {protocol} --dport {number} -j {self.external_chain}"
-            yield Entry("nat", names.NODEPORTS, "", protocol, number, rule)
+            match = f"-p {protocol} {comment(self.label)} -m {protocol} --dport {number} "
+            arrow = f"-j {self.external_chain}"
+            counting = f"{LOCALHOST}{match}{counted_by(LOCALHOST_ACCEPTED)}{arrow}" if self._counts_localhost else ""
+            yield Entry("nat", names.NODEPORTS, "", protocol, number, f"{match}{arrow}", counting)
         if not self.external_open:
             what, target = self._refusal()
             rule = (
@@ -186,6 +196,11 @@ class _PortCompiler:
                 f"-m {protocol} --dport {number} -j {target}"
             )
             yield Entry("filter", names.EXTERNAL_SERVICES, "", protocol, number, rule)
+
+    @property
+    def _counts_localhost(self) -> bool:
+        settings = self.settings
+        return settings.nfacct and settings.localhost_node_ports and settings.family is Family.IPV4
 
     def _health_check_entry(self) -> Entry:
         number = self.port.health_check_node_port

@@ -4,6 +4,7 @@ from kpx.compiler import names
 from kpx.compiler.settings import Settings
 from kpx.compiler.words import comment
 from kpx.family import Family
+from kpx.netfilter.counting import INVALID_DROPPED, counted_by
 from kpx.netfilter.ruleset import Rules, TableName
 
 _NEW = "-m conntrack --ctstate NEW "
@@ -88,4 +89,5 @@ def _forward(settings: Settings) -> Rules:
     if settings.node.tcp_be_liberal:
         return rules
     # Packets that conntrack can't place would leave with untranslated addresses (kubernetes/kubernetes #74839).
-    return ("-m conntrack --ctstate INVALID -j DROP", *rules)
+    counted = counted_by(INVALID_DROPPED) if settings.nfacct else ""
+    return (f"-m conntrack --ctstate INVALID {counted}-j DROP", *rules)

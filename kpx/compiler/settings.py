@@ -16,7 +16,7 @@ class Settings:
     `local_pods` is the match for packets from this node's pods (`-s CIDR` or `-i NAME`; a leading `! ` negates
     it), empty if they can't be told apart. `node_port_addresses` are the addresses on which node ports are
     open; None means on every local one. `comments` is off in large clusters, where kube-proxy drops the
-    comments of endpoint rules.
+    comments of endpoint rules. `nfacct` says that rules count packets for kube-proxy's metrics.
     """
 
     family: Family
@@ -27,6 +27,7 @@ class Settings:
     localhost_node_ports: bool = True
     node_port_addresses: tuple[str, ...] | None = None
     comments: bool = True
+    nfacct: bool = False
 
     @property
     def host_mask(self) -> str:
@@ -40,7 +41,9 @@ class Settings:
         return f"REJECT --reject-with {kind}-port-unreachable"
 
 
-def settings_for(config: KubeProxyConfiguration, node: NodeView, comments: bool = True) -> Settings:
+def settings_for(
+    config: KubeProxyConfiguration, node: NodeView, comments: bool = True, nfacct: bool = False
+) -> Settings:
     """The settings that `config` means for `node`'s family."""
     ranges = _node_port_ranges(config, node)
     localhost = _localhost_node_ports(config, ranges)
@@ -53,6 +56,7 @@ def settings_for(config: KubeProxyConfiguration, node: NodeView, comments: bool 
         localhost_node_ports=localhost,
         node_port_addresses=_node_port_addresses(ranges, node, localhost),
         comments=comments,
+        nfacct=nfacct,
     )
 
 

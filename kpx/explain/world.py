@@ -14,6 +14,7 @@ from kpx.model.cluster import Cluster, cluster_of
 from kpx.model.endpoint import Endpoints, is_of, service_of
 from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort, ServicePortName
+from kpx.netfilter.counting import uncounted
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved
 from kpx.reconcile.owners import owners_of
@@ -69,7 +70,7 @@ class World:
         """What the rules that are there should be otherwise, by service port."""
         if self.saved is None:
             return {}
-        return differences(make_plan(self.ruleset, self.saved).edits, owners_of(self.ruleset, self.saved))
+        return differences(make_plan(self.ruleset, uncounted(self.saved)).edits, owners_of(self.ruleset, self.saved))
 
     @cached_property
     def node(self) -> api.Node | None:

@@ -45,5 +45,5 @@ def ours(chain: str) -> bool:
 
 
 def shared(chain: str) -> bool:
-    """Whether kubelet writes this chain too: we may fill it, but never delete it."""
+    """Whether kubelet writes this chain too: we fill it where we have rules for it, but leave it where kubelet is."""
     return chain in SHARED

@@ -192,6 +192,7 @@ _SPELLINGS: Mapping[str, Mapping[str, Spell]] = {
     },
     "state": {"--state": word_set},
     "addrtype": {"--src-type": word_set, "--dst-type": word_set},
+    "nfacct": {},
     "statistic": {"--probability": probability},
     "recent": {"--mask": address},
     "iprange": {"--src-range": address_range, "--dst-range": address_range},

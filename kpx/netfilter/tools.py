@@ -158,6 +158,16 @@ class Tools:
         """The version, as `1.8.9`."""
         return self._ask([self._binary(""), "-V"]).split()[1].removeprefix("v")
 
+    def knows_match(self, module: str) -> bool:
+        """Whether the tool has its part of a match; the kernel isn't asked."""
+        try:
+            self._ask([self._binary(""), "-m", module, "--help"])
+        except ToolError:
+            raise
+        except KpxError:
+            return False
+        return True
+
     def _binary(self, suffix: str) -> str:
         found = binary(self.backend, self.family, suffix)
         if found is None:

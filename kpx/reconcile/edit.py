@@ -5,8 +5,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from enum import Enum, auto
+from itertools import pairwise
 
 from kpx.family import Family
+from kpx.netfilter.counting import counts
 from kpx.netfilter.rule import canonical, target_of
 from kpx.netfilter.ruleset import Rules, TableName
 
@@ -104,17 +106,19 @@ def change_ordered(table: TableName, chain: str, live: Rules, desired: Rules, fa
 def change_unordered(table: TableName, chain: str, live: Rules, desired: Rules, free: int, family: Family) -> Edit:
     """Turn `live` into `desired`, whose first `free` rules may stand in any order; the others come last.
 
-    New rules are put in front, where it costs the tools least. If nothing can stay, the chain is written anew.
+    New rules are put in front, where it costs the tools least. If nothing can stay, the chain is written anew. A rule
+    that only counts comes before the one that follows it in `desired`, wherever that stands.
     """
     have, want = _keys(live, desired, family), _keys(desired, live, family)
     head = dict(zip(want[:free], desired[:free], strict=True))
+    late = _count_nothing(have, want[:free])
     kept: set[str] = set()
     removed: list[str] = []
     rest: list[tuple[str, str]] = []
     for key, rule in zip(have, live, strict=True):
         if key not in head:
             rest.append((key, rule))
-        elif key in kept:
+        elif key in kept or key in late:
             removed.append(rule)
         else:
             kept.add(key)
@@ -129,11 +133,26 @@ def change_unordered(table: TableName, chain: str, live: Rules, desired: Rules, 
     return Edit(table, chain, Step.CHANGE, tuple(removed), tuple(added), separable=True)
 
 
+def _count_nothing(have: Sequence[str], want: Sequence[str]) -> frozenset[str]:
+    """The rules of `want` that only count and, in `have`, don't all stand before the one that they count for."""
+    pairs = [(one, other) for one, other in pairwise(want) if counts(one) and not counts(other)]
+    if not pairs:
+        return frozenset()
+    first = dict(zip(reversed(have), range(len(have) - 1, -1, -1), strict=True))
+    last = dict(zip(have, range(len(have)), strict=True))
+    return frozenset(one for one, other in pairs if one in last and last[one] > first.get(other, -1))
+
+
 def change_shared(table: TableName, chain: str, live: Rules, desired: Rules, family: Family) -> Edit:
-    """Add what is missing of `desired` to a chain in which another program keeps rules too."""
-    have, want = _keys(live, desired, family), _keys(desired, live, family)
-    missing = [rule for key, rule in zip(want, desired, strict=True) if key not in have]
-    return Edit(table, chain, Step.CHANGE, added=tuple(Placed(rule) for rule in missing))
+    """Make a chain that kubelet fills too hold `desired` and nothing else; without any, it is kubelet's alone.
+
+    kube-proxy 1.36 empties KUBE-FIREWALL and writes its rule anew at every sync, but only where it has one: for IPv4,
+    with node ports on localhost. kubelet's own rule is the same one. Whatever else stands there cuts the node off if
+    it has lost its match (kubernetes/kubernetes #112477), or multiplies (#76431).
+    """
+    if not desired:
+        return Edit(table, chain, Step.CHANGE)
+    return change_ordered(table, chain, live, desired, family)
 
 
 def change_jumps(

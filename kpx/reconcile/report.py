@@ -1,6 +1,6 @@
 """Differences as operators read them: per Service, what is missing, extra or changed. Pure."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -34,13 +34,15 @@ class Difference:
     chain: str
     live: Annotated[str, Field(description="the rule that is there, behind -A CHAIN; empty if it is missing")] = ""
     desired: Annotated[str, Field(description="the rule that should be there; empty if it is extra")] = ""
+    times: Annotated[int, Field(description="how many equal rules this is said of")] = 1
 
     def lines(self) -> tuple[str, ...]:
         """For people to read: one line, or three if both rules have to be shown."""
         where = f"{self.kind:<8}{self.table} {self.chain}"
         if self.kind == "changed":
             return (where, f"    live  {self.live}", f"    want  {self.desired}")
-        return (f"{where}  {self.live or self.desired or '(the chain itself)'}",)
+        often = f"  ({self.times} times)" if self.times > 1 else ""
+        return (f"{where}  {self.live or self.desired or '(the chain itself)'}{often}",)
 
 
 def differences(edits: Sequence[Edit], owners: Owners) -> Mapping[str, Sequence[Difference]]:
@@ -54,14 +56,20 @@ def differences(edits: Sequence[Edit], owners: Owners) -> Mapping[str, Sequence[
 
 def _of_edit(edit: Edit) -> Iterator[Difference]:
     gone, come = list(edit.removed), [one.rule for one in edit.added]
+    for rule in list(come) if edit.step is Step.CREATE else ():  # what a chain made anew holds as before
+        if rule in gone:
+            gone.remove(rule)
+            come.remove(rule)
     for rule in list(come):
         twin = next((old for old in gone if _same_purpose(old, rule)), None)
         if twin is not None:
             gone.remove(twin)
             come.remove(rule)
             yield Difference("changed", edit.table, edit.chain, twin, rule)
-    yield from (Difference("extra", edit.table, edit.chain, live=rule) for rule in gone)
-    yield from (Difference("missing", edit.table, edit.chain, desired=rule) for rule in come)
+    for rule, times in Counter(gone).items():
+        yield Difference("extra", edit.table, edit.chain, live=rule, times=times)
+    for rule, times in Counter(come).items():
+        yield Difference("missing", edit.table, edit.chain, desired=rule, times=times)
     if not (edit.removed or edit.added):
         kind: Kind = "extra" if edit.step is Step.DELETE else "missing"
         yield Difference(kind, edit.table, edit.chain)

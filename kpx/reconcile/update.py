@@ -27,9 +27,9 @@ def linear_dispatch_edits(changes: Iterable[Change]) -> Iterator[Edit]:
     come: dict[tuple[TableName, str], dict[str, None]] = defaultdict(dict)
     for before, after in changes:
         for entry in before.entries if before else ():
-            gone[entry.table, entry.chain][entry.rule] = None
+            gone[entry.table, entry.chain] |= dict.fromkeys(entry.rules)
         for entry in after.entries if after else ():
-            come[entry.table, entry.chain][entry.rule] = None
+            come[entry.table, entry.chain] |= dict.fromkeys(entry.rules)
     for table, chain in sorted(gone.keys() | come.keys()):
         removed, added = gone[table, chain], come[table, chain]
         yield Edit(
@@ -37,7 +37,8 @@ def linear_dispatch_edits(changes: Iterable[Change]) -> Iterator[Edit]:
             chain,
             Step.CHANGE,
             tuple(rule for rule in removed if rule not in added),
-            tuple(Placed(rule, 1) for rule in added if rule not in removed),
+            # In front, the last one first: a rule that only counts comes to stand before the one that it counts for.
+            tuple(Placed(rule, 1) for rule in reversed(added) if rule not in removed),
             separable=True,
         )
 

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,10 +28,11 @@ from typing import Any, Self
 from kpx.api import KubeProxyConfiguration, parse_config, parse_object
 from kpx.compiler.compile import Layout, Target, compile_sound
 from kpx.family import Family
+from kpx.netfilter import nfacct
 from kpx.netfilter.names import ours
 from kpx.netfilter.ruleset import TABLES, Ruleset
 from kpx.netfilter.save import Saved, parse_save
-from kpx.netfilter.tools import Backend
+from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.plan import Plan, make_plan
 from tests.apiserver import ApiServer, ApiServerProcess, Auth
 from tests.kernel import PROGRAM
@@ -216,19 +218,29 @@ def live(namespace: Namespace, backend: Backend, family: Family, *options: str) 
 
 
 def expected(
-    objects: Iterable[Any], config: KubeProxyConfiguration, family: Family, layout: Layout = Layout.TREE
+    objects: Iterable[Any],
+    config: KubeProxyConfiguration,
+    family: Family,
+    layout: Layout = Layout.TREE,
+    backend: Backend = Backend.NFT,
 ) -> Ruleset:
-    """The rules of these objects, compiled from scratch."""
+    """The rules of these objects, compiled from scratch; with those that count, if this kernel takes them."""
     parsed = [parse_object(one["kind"], one) for one in objects]
-    ruleset, problems = compile_sound(parsed, config, Target(NODE, family, layout))
+    ruleset, problems = compile_sound(parsed, config, Target(NODE, family, layout, nfacct=counting(backend, family)))
     assert not problems
     return ruleset
+
+
+@cache
+def counting(backend: Backend, family: Family) -> bool:
+    """Whether rules count here, for kube-proxy's metrics."""
+    return nfacct.takes(Tools(backend, family))
 
 
 def of_both_families(agent: AgentProcess, objects: Iterable[Any]) -> dict[Family, Ruleset]:
     """The rules that the agent should write for these objects."""
     every = list(objects)
-    return {family: expected(every, agent.configuration, family, agent.layout) for family in Family}
+    return {family: expected(every, agent.configuration, family, agent.layout, agent.backend) for family in Family}
 
 
 def plans(agent: AgentProcess, objects: Iterable[Any]) -> dict[Family, Plan]:

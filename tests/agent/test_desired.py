@@ -1,6 +1,7 @@
 """The incremental path against the whole: after any changes, in any order, both lead to the same kernel."""
 
 import random
+import sys
 from itertools import islice
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.apply import payload_of
 from kpx.reconcile.plan import make_plan
 from kpx.sources.events import Event, Gone, Put
+from tests.agent.harness import counting
 from tests.apiserver import churn, node_objects
 from tests.apiserver.churn import Change
 from tests.compiler.towns import rivals, town
@@ -54,7 +56,7 @@ def test_what_is_desired_equals_a_fresh_compile_after_every_change(seed: int, fa
     store = Store(NODE)
     node = parse_object("Node", node_objects(1)[0])
     store.take(Put(node))
-    target = Target(NODE, family, layout)
+    target = Target(NODE, family, layout, nfacct=bool(seed % 2))
     desired = Desired(store, CONFIG, target)
     desired.load_all()
     objects: dict[tuple[str, str, str], Object] = {}
@@ -78,7 +80,10 @@ def test_edits_lead_the_kernel_to_what_a_fresh_compile_wants(
 ) -> None:
     store = Store(NODE)
     store.take(Put(parse_object("Node", node_objects(1)[0])))
-    target, tools = Target(NODE, family, layout), Tools(backend, family)
+    counts = bool(seed % 2) and counting(backend, family)
+    target, tools = Target(NODE, family, layout, nfacct=counts), Tools(backend, family)
+    if counts:
+        namespace.run([sys.executable, "-c", "from kpx.netfilter import nfacct; nfacct.ensure()"])
     desired = Desired(store, CONFIG, target)
     desired.load_all()
     first = make_plan(desired.ruleset(), {}).edits

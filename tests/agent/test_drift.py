@@ -3,6 +3,7 @@
 Figures are printed (`pytest -s`); the bound in the tests is a generous one, for machines that are busy.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved, parse_save
 from kpx.netfilter.tools import Backend
 from kpx.reconcile.plan import make_plan
-from tests.agent.harness import AgentProcess, expected, live, save, wait_until_converged
+from tests.agent.harness import AgentProcess, counting, expected, live, save, wait_until_converged
 from tests.apiserver import ApiServer
 from tests.kernel import BACKENDS, FAMILIES, PROGRAM, needs_kernel
 from tests.lab import Namespace
@@ -210,6 +211,8 @@ class Victim:
     def try_out(self, damage: Damage) -> tuple[Mapping[Family, Foreign], Mapping[Family, set[str]]]:
         """Do it where nobody repairs it: what it leaves of other programs' rules, and which chains it spoils."""
         backend = self.agent.backend
+        if counting(backend, Family.IPV4):  # rules refer to counters that have to be there
+            self.trial.run([sys.executable, "-c", "from kpx.netfilter import nfacct; nfacct.ensure()"])
         for family in FAMILIES:
             self.trial.run([f"{PROGRAM[family]}-{backend}-restore"], stdin=save(self.agent.namespace, backend, family))
         self.do(damage, self.trial)

@@ -18,6 +18,7 @@ from kpx.analysis.equivalence.fields import FOREVER, HOMES, STATES, Fields
 from kpx.analysis.match import LIMITS
 from kpx.analysis.packet import number
 from kpx.family import Family
+from kpx.netfilter.counting import NAMES
 from kpx.netfilter.options import Option, Options
 from kpx.netfilter.rule import Match, Rule, RuleError, format_rule, normal_rule, parse_rule
 
@@ -63,6 +64,14 @@ class Form:
 
 _STATEFUL = frozenset({"limit", "hashlimit", "quota", "connlimit", "nfacct", "rateest", "statistic", "recent"})
 """Matches whose answer depends on which packets they were asked of before, and so on where they stand."""
+
+
+def _only_counts(match: Match) -> bool:
+    """Whether a match is one of kube-proxy's counters, which have no quota: it always holds."""
+    return match.module == "nfacct" and all(one.values in _COUNTERS and not one.negated for one in match.options)
+
+
+_COUNTERS = frozenset((name,) for name in NAMES)
 
 SILENT = frozenset(
     {"", "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "CHECKSUM", "TCPMSS", "TCPOPTSTRIP", "CLASSIFY", "DSCP", "TOS"}
@@ -114,7 +123,7 @@ class Rules:
     # -- matches -----------------------------------------------------------------------------------------
 
     def _conditions(self, match: Match, asked: list[str]) -> Iterator[Condition]:
-        if match.module == "comment":
+        if match.module == "comment" or _only_counts(match):
             return
         if match.module == "statistic":
             yield _chance(match)
