@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from kpx.api.addresses import NOT_SPECIAL, canonical, is_special
 from kpx.api.grammar import (
     DNS_LABEL,
+    NOT_TOO_MANY,
     SUBDOMAIN,
     WIRE,
     DnsSubdomain,
@@ -99,7 +100,7 @@ class TargetRef:
 class Endpoint:
     """One endpoint; its addresses are interchangeable."""
 
-    addresses: Annotated[tuple[Host, ...], Field(min_length=1)]
+    addresses: Annotated[tuple[Host, ...], Field(min_length=1), NOT_TOO_MANY]
     conditions: Annotated[Conditions, Unset(Conditions())] = Conditions()
     node_name: Annotated[DnsSubdomain, Unset(None)] | None = None
     zone: Annotated[LabelValue, Unset(None)] | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from kpx.api import KubeProxyConfiguration, Node, Object, parse_object
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.connection import Connection, connect
-from kpx.sources.events import Event, Gone, Put, Source, Synced, Unsound
+from kpx.sources.events import Event, Gone, Put, Sink, Source, Synced, Unsound
 from kpx.sources.reflector import Pace
 from tests.apiserver import ApiServer, Auth
 from tests.apiserver.inventory import HEADLESS, PROXY_NAME
@@ -106,7 +106,7 @@ async def until(condition: Callable[[], object], seconds: float = 120.0) -> None
 
 
 @contextlib.asynccontextmanager
-async def running(source: Source, told: Told) -> AsyncIterator[asyncio.Task[None]]:
+async def running(source: Source, told: Sink) -> AsyncIterator[asyncio.Task[None]]:
     """Run a source into `told`; on the way out it must not have ended by itself, and end at once."""
     task = asyncio.create_task(source.run(told))
     try:
