@@ -7,7 +7,7 @@ slots: they take a fraction of a model's memory.
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, FailFast, Field, StringConstraints, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -117,11 +117,14 @@ class EndpointPort(Part):
 
 
 class EndpointSlice(Part):
-    """An EndpointSlice; its addresses are all of the family that `address_type` says."""
+    """An EndpointSlice; its addresses are all of the family that `address_type` says.
+
+    Of unsound endpoints, of which there may be thousands, the first is told.
+    """
 
     metadata: ObjectMeta
     address_type: AddressType
-    endpoints: Items[Endpoint] = ()
+    endpoints: Annotated[tuple[Endpoint, ...], FailFast(), NOT_TOO_MANY, Unset(())] = ()
     ports: Items[EndpointPort] = ()
 
     @model_validator(mode="after")
