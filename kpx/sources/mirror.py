@@ -34,6 +34,11 @@ class Mirror:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def met(self) -> int:
+        """How many objects this census has come across."""
+        return len(self._seen)
+
     def begin(self) -> None:
         """Start a census; one that wasn't finished is forgotten."""
         self.version = None

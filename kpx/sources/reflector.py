@@ -140,6 +140,7 @@ class Reflector:
         self._backoff = Backoff(*pace.backoff)
         self._watch_list = True
         self._selector = {**resource.selector, **resource.wish}
+        self._limit = resource.page
         self._garbled_at: int | None = None
         self._rested = 0.0
         self._stream: _Stream | None = None
@@ -187,9 +188,10 @@ class Reflector:
     async def _list(self) -> None:
         began = time.monotonic()
         self._mirror.begin()
-        token, limit, tokens, nameless = "", self._resource.page, {""}, 0
+        token, nameless = "", 0
         while True:
-            page, limit = await self._whole_page(token, limit, began)
+            before = self._mirror.met
+            page = await self._whole_page(token, began)
             for entry in page.entries():
                 if isinstance(entry, BrokenAnswerError):
                     nameless += 1
@@ -200,10 +202,10 @@ class Reflector:
             token = page.token
             if not token:
                 break
-            if token in tokens or not page.items:
-                raise BrokenAnswerError(f"a list that doesn't go on: {'a token again' if page.items else 'no items'}")
-            tokens.add(token)
+            if self._mirror.met == before:  # its tokens may go round, or be ever new ones
+                raise BrokenAnswerError("a list that doesn't go on: a page without any new object, and not the last")
         self._finish(page.version, began)
+        self._limit = min(self._limit * _SMALLER, self._resource.page)
 
     def _skip(self, error: BrokenAnswerError, nameless: int) -> None:
         """Leave out an object that can't be told from others: these are not to suffer from it."""
@@ -212,23 +214,23 @@ class Reflector:
         if nameless <= _MOST_NAMELESS:
             log.error("object skipped", kind=self._resource.kind, problem=str(error))
 
-    async def _whole_page(self, token: str, limit: int, began: float) -> tuple[Page, int]:
-        """A page, and of how many objects at most: of less than `limit` if so many are too large to take."""
+    async def _whole_page(self, token: str, began: float) -> Page:
+        """A page; of fewer objects if as many are too large to take."""
         while True:
             try:
-                return await (self._further_page(token, limit, began) if token else self._page(token, limit)), limit
+                return await (self._further_page(token, began) if token else self._page(token, self._limit))
             except TooLargeError as error:
-                if limit == 1:
+                if self._limit == 1:
                     raise
-                limit = max(1, limit // _SMALLER)
-                log.info("page too large", kind=self._resource.kind, why=str(error), next=limit)
+                self._limit = max(1, self._limit // _SMALLER)
+                log.info("page too large", kind=self._resource.kind, why=str(error), limit=self._limit)
 
-    async def _further_page(self, token: str, limit: int, began: float) -> Page:
+    async def _further_page(self, token: str, began: float) -> Page:
         """Trouble that passes doesn't cost the pages before: of a thousand, a busy server refuses some every time."""
         failures = self._backoff.failures
         while True:
             try:
-                page = await self._page(token, limit)
+                page = await self._page(token, self._limit)
             except TooLargeError:
                 raise
             except TROUBLE as error:
