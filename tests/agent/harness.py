@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from kpx.api import KubeProxyConfiguration, parse_config, parse_object
 from kpx.compiler.compile import Layout, Target, compile_sound
@@ -44,6 +44,15 @@ PATIENCE = 120.0
 """Seconds to wait for anything: only a bound for a hang, since the machine may be busy."""
 
 Server = ApiServer | ApiServerProcess
+
+
+class HasKubeconfig(Protocol):
+    """A server that an agent can follow."""
+
+    def kubeconfig(self, path: Path, auth: Auth = ...) -> Path:
+        """Write a kubeconfig to `path`."""
+
+
 Metrics = Mapping[str, float]
 """Samples by their name with labels, as they are printed: `kpx_restores_total{ip_family="IPv4"}`."""
 
@@ -70,7 +79,7 @@ class AgentProcess:
         self,
         namespace: Namespace,
         folder: Path,
-        server: Server | None = None,
+        server: HasKubeconfig | None = None,
         *arguments: str | Path,
         backend: Backend = Backend.NFT,
         layout: Layout = Layout.TREE,

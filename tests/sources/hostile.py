@@ -62,6 +62,10 @@ class HostileServer:
         path.write_text(json.dumps(config))
         return path
 
+    def drop(self) -> None:
+        """End every answer that is under way."""
+        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result()
+
     def _connect(self) -> Connection:
         self._numbers += 1
         return Connection(self._numbers, self._serve)
@@ -80,6 +84,9 @@ class HostileServer:
 
     async def _stop(self) -> None:
         self._server.close()
+        await self._cancel()
+
+    async def _cancel(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
