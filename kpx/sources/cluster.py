@@ -7,7 +7,8 @@ from kpx.api import selection
 from kpx.sources.connection import Connection
 from kpx.sources.events import Sink
 from kpx.sources.mirror import Mirror
-from kpx.sources.reflector import Pace, Reflector, Resource
+from kpx.sources.reflector import Reflector
+from kpx.sources.resource import Pace, Resource
 
 _SERVICES = Resource(
     "Service",

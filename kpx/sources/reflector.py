@@ -9,13 +9,15 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import aiohttp
 import structlog
 
+from kpx.sources.body import LONGEST, Splitter, check_content_type, chunks, read_at_most
 from kpx.sources.connection import Connection
 from kpx.sources.mirror import Mirror
+from kpx.sources.resource import Pace, Resource
 from kpx.sources.trouble import (
     PASSING,
     TROUBLE,
@@ -27,19 +29,7 @@ from kpx.sources.trouble import (
     Trouble,
     diagnose,
 )
-from kpx.sources.wire import (
-    LONGEST,
-    Bookmark,
-    Changed,
-    Deleted,
-    Page,
-    Splitter,
-    check_content_type,
-    chunks,
-    decode_line,
-    read_at_most,
-    refusal,
-)
+from kpx.sources.wire import Bookmark, Changed, Deleted, Page, decode_line, refusal
 
 _SLICE_SECONDS = 0.005
 _GRACE_SECONDS = 1.0
@@ -51,37 +41,6 @@ _MOST_NAMELESS = 3
 """How many objects of one list that can't be told from others are named in the log."""
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """Objects of one kind: where they are, which of them, and how many to ask for at once.
-
-    `wish` narrows further where the server is able to; where it isn't, what comes beyond that does no harm.
-    """
-
-    kind: str
-    path: str
-    selector: Mapping[str, str]
-    page: int
-    wish: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Times in seconds; pairs are ranges, of which one value is picked at random.
-
-    `lifetime`: what we ask of a watch. `patience`: for the head of an answer, for a page of a list, and for the end of
-    a watch whose time is over. `silence`: after that, we doubt that a watch is alive. `proof`: after that without a
-    line, bookmarks included, we doubt that it is about the same past. `backoff`: the upper bound of the first delay,
-    which doubles with every failure, and of the last.
-    """
-
-    lifetime: tuple[float, float] = (300.0, 600.0)
-    patience: float = 25.0
-    silence: float = 20.0
-    proof: float = 150.0
-    backoff: tuple[float, float] = (1.0, 30.0)
 
 
 @dataclass(slots=True, eq=False)

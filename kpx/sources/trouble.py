@@ -35,6 +35,8 @@ TROUBLE = (RefusedError, BrokenAnswerError, RewoundError, KpxError, aiohttp.Clie
 QUIET = ("ended", "stalled")
 """Reasons that are nobody's fault, as far as we know."""
 
+_LONGEST_TEXT = 500
+
 PASSING = ("throttled", "failed", "dropped", "unreachable", "timeout", "unauthorized")
 """Reasons that may be over with the next request."""
 
@@ -69,6 +71,11 @@ def diagnose(error: Exception) -> Trouble:
             return Trouble("dropped", str(error) or type(error).__name__)
         case _:
             raise error
+
+
+def cut(text: str) -> str:
+    """What somebody else has said, short enough for a log."""
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
 def _refusal(status: int) -> str:

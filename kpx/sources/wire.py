@@ -5,7 +5,7 @@ much of it as an API server would send.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -16,24 +16,14 @@ from pydantic_core import PydanticCustomError, from_json
 from kpx.api.grammar import DnsSubdomain, OptionalDnsLabel, Unset
 from kpx.api.parse import subject_of
 from kpx.api.problems import plain, problems
-from kpx.sources.trouble import TROUBLE, BrokenAnswerError, RefusedError, TooLargeError
-
-LONGEST = 6 << 20
-"""Bytes of one object or one page of a list beyond which an answer is nonsense, or a page is asked for in parts.
-
-etcd takes objects of 1.5 MiB unless told otherwise, in protobuf; in JSON an EndpointSlice takes 3.5 times as much. A
-page of 500 Services is about 1 MiB, one of 100 EndpointSlices with 100 endpoints each 3.5 MiB.
-"""
-
-LONGEST_REFUSAL = 64 << 10
-"""Bytes that are read of an answer with a bad status: a Status has a few hundred."""
+from kpx.sources.body import LONGEST_REFUSAL, read_at_most
+from kpx.sources.trouble import BrokenAnswerError, RefusedError, TooLargeError, cut
 
 MOST_VALUES = 200_000
 """Values in one line or one page: `[[],[],…]` would take 24 times its size in memory, and to note what is wrong with
 each of them more. Real answers have one in 16 bytes: a page of 500 Services 60,000, a slice of 1,000 endpoints 35,000.
 """
 
-_LONGEST_TEXT = 500
 _LONGEST_WAIT = 300.0
 _END_OF_INITIAL_EVENTS = "k8s.io/initial-events-end"
 _VERSION = re.compile("[0-9]{1,18}")
@@ -103,7 +93,7 @@ def _read(model: type[_T], subject: str, data: object) -> _T:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise BrokenAnswerError(_cut(str(problems(subject, error)[0]))) from None
+        raise BrokenAnswerError(cut(str(problems(subject, error)[0]))) from None
 
 
 def _decode(data: bytes, subject: str) -> Any:
@@ -116,67 +106,7 @@ def _decode(data: bytes, subject: str) -> Any:
     except ValueError as error:
         start = plain(data[:40].decode(errors="replace"))
         reason = f"is not JSON: {plain(str(error))}; {len(data)} bytes that begin with {start!r}"
-        raise BrokenAnswerError(_cut(f"{subject}: {reason}")) from None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
-
-
-# Bytes.
-
-
-async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """What comes of a body, as it comes, unpacked. Raises only what `diagnose` knows."""
-    try:
-        async for chunk in response.content.iter_any():
-            yield chunk
-    except TROUBLE:
-        raise
-    except Exception as error:  # a client that chokes on bytes does so by whatever it stumbles over
-        raise BrokenAnswerError(_cut(f"no HTTP: {type(error).__name__}: {plain(str(error))}")) from None
-
-
-async def read_at_most(response: aiohttp.ClientResponse, limit: int) -> tuple[bytes, bool]:
-    """The first `limit` bytes of a body, and whether they are all of it. What comes later isn't waited for."""
-    pieces, size = [], 0
-    async for chunk in chunks(response):
-        pieces.append(chunk[: limit - size])
-        size += len(chunk)
-        if size > limit:
-            return b"".join(pieces), False
-    return b"".join(pieces), True
-
-
-class Splitter:
-    """Cuts a stream of bytes into its lines, however it comes in."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._length = 0
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The lines that this chunk completes, without their ends; to be used up. Raises `TooLargeError`."""
-        start = 0
-        while (end := chunk.find(b"\n", start)) >= 0:
-            self._keep(chunk[start:end])
-            line = b"".join(self._pieces)
-            self._pieces, self._length, start = [], 0, end + 1
-            yield line
-        self._keep(chunk[start:])
-
-    def _keep(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-        self._length += len(piece)
-        if self._length > LONGEST:
-            self._pieces.clear()
-            raise TooLargeError(f"a line of over {LONGEST} bytes")
-
-
-def check_content_type(response: aiohttp.ClientResponse) -> None:
-    """Raise `BrokenAnswerError` unless an answer says that it is JSON, which is all we ask for."""
-    if response.content_type != "application/json":
-        raise BrokenAnswerError(f"content type {_cut(plain(response.content_type))} instead of application/json")
+        raise BrokenAnswerError(cut(f"{subject}: {reason}")) from None
 
 
 # Objects.
@@ -196,7 +126,7 @@ class Entry:
         """Read an object's identity. Raises `BrokenAnswerError`, which names the field."""
         found = _read(_Object, subject_of(kind, raw), raw)
         if found.kind not in ("", kind):
-            raise BrokenAnswerError(f"an object of kind {_cut(plain(found.kind))} instead of {kind}")
+            raise BrokenAnswerError(f"an object of kind {cut(plain(found.kind))} instead of {kind}")
         metadata = found.metadata
         if bool(metadata.namespace) is (kind == "Node"):
             what = "must not be set" if metadata.namespace else "is required"
@@ -230,7 +160,7 @@ class Page:
         subject = f"{kind}List"
         data = _read(_List, subject, _decode(body, subject))
         if data.kind != subject:
-            raise BrokenAnswerError(f"a {_cut(plain(data.kind))} instead of a {subject}")
+            raise BrokenAnswerError(f"a {cut(plain(data.kind))} instead of a {subject}")
         return cls(kind, data.items or [], data.metadata.version, data.metadata.token)
 
 
@@ -282,7 +212,7 @@ def decode_line(kind: str, line: bytes) -> Changed | Deleted | Bookmark:
             return Bookmark(progress.version, progress.annotations.get(_END_OF_INITIAL_EVENTS) == "true")
         case "ERROR":
             status = _read(_Status, "Status", said.object)
-            raise RefusedError(status.code, _cut(plain(status.message)))
+            raise RefusedError(status.code, cut(plain(status.message)))
 
 
 # Refusals.
@@ -299,4 +229,4 @@ async def refusal(response: aiohttp.ClientResponse) -> RefusedError:
         message = f"a redirect to {response.headers.get('Location', 'nowhere')[:200]}, which is not followed"
     wait = response.headers.get("Retry-After", "")
     seconds = min(float(wait), _LONGEST_WAIT) if wait.isdecimal() else 0.0
-    return RefusedError(response.status, _cut(plain(message)), seconds)
+    return RefusedError(response.status, cut(plain(message)), seconds)

@@ -21,7 +21,7 @@ from kpx.api import KubeProxyConfiguration
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.connection import connect
 from kpx.sources.events import Event, Gone, Put, Unsound
-from kpx.sources.reflector import Pace
+from kpx.sources.resource import Pace
 from tests.apiserver import ApiServer
 
 PACE = Pace(lifetime=(60, 60), patience=3, silence=60, backoff=(0.01, 0.02))

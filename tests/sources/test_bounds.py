@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kpx.sources.wire import LONGEST, MOST_VALUES
+from kpx.sources.body import LONGEST
+from kpx.sources.wire import MOST_VALUES
 from tests.apiserver import Request
 from tests.apiserver.wire import Connection
 

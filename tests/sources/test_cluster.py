@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 
 from kpx.api import KubeProxyConfiguration
 from kpx.sources import connection
+from kpx.sources.body import LONGEST, Splitter
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.connection import connect
 from kpx.sources.events import Event, Gone, Put, Synced, Unsound
 from kpx.sources.mirror import Mirror
-from kpx.sources.reflector import Pace
+from kpx.sources.resource import Pace
 from kpx.sources.trouble import BrokenAnswerError, RefusedError, RewoundError
-from kpx.sources.wire import LONGEST, Entry, Page, Splitter, decode_line
+from kpx.sources.wire import Entry, Page, decode_line
 from tests.apiserver import (
     ALLOW_ALL,
     NODE_PROXIER,

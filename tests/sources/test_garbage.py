@@ -18,7 +18,7 @@ from kpx.agent.store import Store
 from kpx.api import Object, parse_object
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.events import Event, Gone, Put, Synced, Unsound
-from kpx.sources.reflector import Pace
+from kpx.sources.resource import Pace
 from tests.apiserver import Request
 from tests.apiserver.wire import Connection
 

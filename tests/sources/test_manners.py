@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from kpx.sources import trouble
-from kpx.sources.reflector import Pace
+from kpx.sources.resource import Pace
 from tests.apiserver import Request
 from tests.apiserver.wire import Connection
 

@@ -12,7 +12,7 @@ from kpx.api import KubeProxyConfiguration, Node, Object, parse_object
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.connection import Connection, connect
 from kpx.sources.events import Event, Gone, Put, Sink, Source, Synced, Unsound
-from kpx.sources.reflector import Pace
+from kpx.sources.resource import Pace
 from tests.apiserver import ApiServer, Auth
 from tests.apiserver.inventory import HEADLESS, PROXY_NAME
 from tests.apiserver.sabotage import PADDING
