@@ -48,8 +48,9 @@ class _Stream:
     """A watch that is open.
 
     `since`: when its answer began; `complete`: from when on it has brought changes, None as long as it brings what
-    there is at first. `heard`, `taken`: when the last bytes came, and the last line. `newest` is the last
-    resourceVersion, `found` why the watch has to end before its time, `limit`.
+    there is at first. `heard`, `taken`: when the last bytes came, and the last line. `proven`: when a list last told
+    that the server has been where we are. `newest` is the last resourceVersion, `found` why the watch has to end
+    before its time, `limit`.
     """
 
     limit: asyncio.Timeout
@@ -58,6 +59,7 @@ class _Stream:
     heard: float
     taken: float
     newest: int
+    proven: float = 0.0
     found: Trouble | None = None
 
     def end(self, found: Trouble) -> None:
@@ -303,7 +305,10 @@ class Reflector:
             if await self._is_missing_something():
                 await asyncio.sleep(_GRACE_SECONDS)
                 found = Trouble("stalled")
-            elif time.monotonic() - stream.taken > self._pace.proof and await self._is_ahead():
+            elif time.monotonic() - max(stream.taken, stream.proven) > self._pace.proof:
+                if not await self._is_ahead():
+                    stream.proven = time.monotonic()
+                    continue
                 found = diagnose(RewoundError())
             else:
                 continue

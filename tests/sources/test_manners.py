@@ -22,6 +22,7 @@ from .hostile import (
     HostileServer,
     Sane,
     bookmark,
+    forever,
     head,
     is_census,
     is_watch,
@@ -138,6 +139,31 @@ def test_no_busy_loop(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 def waits(logged: Iterable[Mapping[str, Any]]) -> list[float]:
     """How long it was waited before Services were asked for again."""
     return [one["retry_seconds"] for one in logged if one["event"] == "watch interrupted" and one["kind"] == "Service"]
+
+
+def test_a_server_without_bookmarks_is_asked_seldom_where_it_is(tmp_path: Path) -> None:
+    async def answer(request: Request, connection: Connection) -> None:
+        if not is_census(request) and request.query.get("timeoutSeconds") != "1":
+            await SANE(request, connection)
+            return
+        kind = kind_of(request)
+        await connection.send(head() + (bookmark(kind, "10", end=True) if is_census(request) else b""))
+        if is_census(request):
+            await forever()
+
+    def asked(name: str, value: str) -> int:
+        return sum(r.query.get(name) == value and kind_of(r) == "Service" for r in server.requests)
+
+    async def run() -> None:
+        knows = Knows()
+        pace = Pace(lifetime=(60, 60), patience=30, silence=0.02, proof=0.4, backoff=(0.02, 0.16))
+        async with following(server, tmp_path, knows, pace) as task:
+            await until(lambda: task.done() or asked("limit", "1") >= 2, 60)
+            assert asked("timeoutSeconds", "1") > 2 * asked("limit", "1")
+            assert not knows.troubles
+
+    with HostileServer(answer) as server:
+        asyncio.run(run())
 
 
 # Elsewhere.
