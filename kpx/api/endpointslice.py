@@ -7,13 +7,14 @@ slots: they take a fraction of a model's memory.
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, FailFast, Field, StringConstraints, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from kpx.api.addresses import NOT_SPECIAL, canonical, is_special
 from kpx.api.grammar import (
     DNS_LABEL,
+    NOT_TOO_MANY,
     SUBDOMAIN,
     WIRE,
     DnsSubdomain,
@@ -99,7 +100,7 @@ class TargetRef:
 class Endpoint:
     """One endpoint; its addresses are interchangeable."""
 
-    addresses: Annotated[tuple[Host, ...], Field(min_length=1)]
+    addresses: Annotated[tuple[Host, ...], Field(min_length=1), NOT_TOO_MANY]
     conditions: Annotated[Conditions, Unset(Conditions())] = Conditions()
     node_name: Annotated[DnsSubdomain, Unset(None)] | None = None
     zone: Annotated[LabelValue, Unset(None)] | None = None
@@ -116,11 +117,14 @@ class EndpointPort(Part):
 
 
 class EndpointSlice(Part):
-    """An EndpointSlice; its addresses are all of the family that `address_type` says."""
+    """An EndpointSlice; its addresses are all of the family that `address_type` says.
+
+    Of unsound endpoints, of which there may be thousands, the first is told.
+    """
 
     metadata: ObjectMeta
     address_type: AddressType
-    endpoints: Items[Endpoint] = ()
+    endpoints: Annotated[tuple[Endpoint, ...], FailFast(), NOT_TOO_MANY, Unset(())] = ()
     ports: Items[EndpointPort] = ()
 
     @model_validator(mode="after")

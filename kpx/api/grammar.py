@@ -79,10 +79,34 @@ class Unset:
         return core_schema.no_info_before_validator_function(lambda value: default if value in unset else value, inner)
 
 
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """Refuses a list or a mapping of more items before it looks at any of them.
+
+    pydantic's own `max_length` counts sound items only: what is wrong with the others would be noted for each, which
+    takes far more memory than they do.
+    """
+
+    items: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Count first, in Rust."""
+        inner = handler(source)
+        counted = (
+            core_schema.dict_schema(max_length=self.items)
+            if inner["type"] == "dict"
+            else core_schema.list_schema(max_length=self.items)
+        )
+        return core_schema.chain_schema([counted, inner])
+
+
 _T = TypeVar("_T")
-Items = Annotated[tuple[_T, ...], Unset(())]
+NOT_TOO_MANY = AtMost(20_000)
+"""The API server takes 20,000 ports of an EndpointSlice, and no longer list of anything that is read here."""
+
+Items = Annotated[tuple[_T, ...], NOT_TOO_MANY, Unset(())]
 """A list of the API: a tuple here, empty for `null`."""
-Labels = Annotated[dict[LabelKey, LabelValue], Unset({})]
+Labels = Annotated[dict[LabelKey, LabelValue], NOT_TOO_MANY, Unset({})]
 
 _ACRONYMS = {"ip": "IP", "ips": "IPs", "cidr": "CIDR", "cidrs": "CIDRs", "arp": "ARP", "dsr": "DSR"}
 

@@ -27,6 +27,7 @@ MODELS: dict[str, type[Service] | type[EndpointSlice] | type[Node]] = {
 }
 """The model of each kind."""
 
+_MOST_PROBLEMS = 1_000
 _SAFE = re.compile(r"[-A-Za-z0-9_.]{1,253}")
 
 
@@ -137,6 +138,8 @@ def _all_problems(kind: str, data: bytes | Mapping[str, Any], error: ValidationE
         except ValueError as unreadable:
             return (Problem(kind, f"is not JSON: {plain(str(unreadable))}"),)
     subject = subject_of(kind, data)
+    if error.error_count() > _MOST_PROBLEMS:  # to describe a fault takes far more memory than to have it
+        return (Problem(subject, f"has {error.error_count()} problems, too many to tell"),)
     found = problems(subject, error)
     return found + tuple(problem for problem in _hidden(kind, data, subject, error) if problem not in found)
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from kpx import api
+from kpx.api.selection import PROXY_NAME_LABEL, is_headless, is_left_to_another
 from kpx.explain.report import Finding
 from kpx.explain.world import World
 from kpx.family import Family
@@ -12,7 +13,7 @@ from kpx.model.claims import Claims, claims_of
 from kpx.model.endpoint import SERVICE_NAME_LABEL, Endpoint, Endpoints, port_names
 from kpx.model.node import ZONE_LABEL
 from kpx.model.policy import Exclusion, Topology, exclusions, topology
-from kpx.model.service import HEADLESS_LABEL, PROXY_NAME_LABEL, ServicePort, ServicePortName
+from kpx.model.service import ServicePort, ServicePortName
 
 # ---- a Service as a whole ----
 
@@ -33,14 +34,14 @@ def _not_proxied(service: api.Service) -> Iterator[Finding]:
             what=f"{name} is of type ExternalName: a name in DNS, for which no node has rules.",
             advice="If it should have an address and endpoints, choose another type.",
         )
-    elif spec.cluster_ip == "None" or HEADLESS_LABEL in labels:
-        why = f"bears the label {HEADLESS_LABEL}" if HEADLESS_LABEL in labels else "has clusterIP None"
+    elif is_headless(service):
         yield Finding(
             code="headless",
-            what=f"{name} is headless ({why}): clients get the pods' addresses from DNS, no node has rules for it.",
+            what=f"{name} is headless (has clusterIP None): clients get the pods' addresses from DNS, no node has "
+            "rules for it.",
             advice="If it should have an address of its own, create it anew without that.",
         )
-    elif PROXY_NAME_LABEL in labels:
+    elif is_left_to_another(labels):
         yield Finding(
             code="other-proxy",
             what=f"{name} is left to the proxy {labels[PROXY_NAME_LABEL]!r} by its label {PROXY_NAME_LABEL}.",

@@ -8,9 +8,10 @@ from itertools import repeat
 from sys import intern
 
 from kpx import api
+from kpx.api.selection import uses
 from kpx.family import Family, host_port
 from kpx.model.balance import DEFAULT_WEIGHT, weight_of
-from kpx.model.service import ServicePortName, is_ours
+from kpx.model.service import ServicePortName
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
@@ -112,7 +113,7 @@ def service_of(endpoint_slice: api.EndpointSlice) -> tuple[str, str] | None:
     """The (namespace, name) of the Service that a slice belongs to; None if the slice is not ours to use."""
     labels = endpoint_slice.metadata.labels
     name = labels.get(SERVICE_NAME_LABEL)
-    return (intern(endpoint_slice.metadata.namespace), intern(name)) if name and is_ours(labels) else None
+    return (intern(endpoint_slice.metadata.namespace), intern(name)) if name and uses(endpoint_slice) else None
 
 
 def merge_slices(slices: Iterable[Slice], family: Family) -> Mapping[ServicePortName, Endpoints]:

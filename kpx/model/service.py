@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from sys import intern
 
 from kpx import api
+from kpx.api.selection import serves
+from kpx.api.service import HEADLESS
 from kpx.family import Family
 from kpx.model.balance import PLAIN, Balancing, balancing
-
-PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
-HEADLESS_LABEL = "service.kubernetes.io/headless"
 
 EXTERNAL_TYPES = frozenset({"NodePort", "LoadBalancer"})
 
@@ -78,7 +77,7 @@ class ServicePort:
 def service_ports(service: api.Service, family: Family) -> Iterator[ServicePort]:
     """The service ports that this proxy serves for `service` in `family`; none if it isn't ours to serve."""
     cluster_ip = _cluster_ip(service, family)
-    if cluster_ip is None or not is_ours(service.metadata.labels):
+    if cluster_ip is None or not serves(service):
         return
     spec = service.spec
     external = spec.type in EXTERNAL_TYPES or bool(spec.external_ips)
@@ -102,16 +101,8 @@ def service_ports(service: api.Service, family: Family) -> Iterator[ServicePort]
         )
 
 
-def is_ours(labels: dict[str, str]) -> bool:
-    """Whether objects with these labels are kube-proxy's to serve: not headless, not another proxy's."""
-    return not labels or (PROXY_NAME_LABEL not in labels and HEADLESS_LABEL not in labels)
-
-
 def _cluster_ip(service: api.Service, family: Family) -> str | None:
-    spec = service.spec
-    if spec.type == "ExternalName":
-        return None
-    of_family = [ip for ip in spec.cluster_ips if ip != "None" and Family.of(ip) is family]
+    of_family = [ip for ip in service.spec.cluster_ips if ip != HEADLESS and Family.of(ip) is family]
     return of_family[0] if of_family else None
 
 

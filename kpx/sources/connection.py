@@ -12,9 +12,11 @@ import aiohttp
 import structlog
 
 from kpx.api import KubeProxyConfiguration
+from kpx.api.problems import plain
 from kpx.errors import KpxError
 from kpx.sources.client import Configuration, RESTClientObject
 from kpx.sources.credentials import Credentials, from_cluster, from_kubeconfig
+from kpx.sources.trouble import TROUBLE, BrokenAnswerError
 from kpx.version import __version__
 
 _CONNECT_SECONDS = 10.0
@@ -26,6 +28,8 @@ _KEEPALIVE = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: 20_000,
 }
+_BUFFER = 256 << 10
+"""Bytes of a body that wait to be read, or that come of one piece that was compressed; the client allows twice that."""
 _IDENTITY = ("host", "ssl_ca_cert", "cert_file", "key_file", "verify_ssl", "tls_server_name", "proxy")
 
 log = structlog.get_logger()
@@ -157,22 +161,33 @@ class _Transport(RESTClientObject):
             await self.close()
 
     async def get(self, url: str) -> aiohttp.ClientResponse:
-        """Send a GET with the credentials of now. Raises as `Connection.get` does."""
+        """Send a GET with the credentials of now. Raises as `Connection.get` does.
+
+        Redirects aren't followed: an API server sends none, and we have no business elsewhere, least of all with
+        these credentials.
+        """
         headers = {"Accept": "application/json", "User-Agent": f"kpx/{__version__}"}
         authorization = await self.configuration.get_api_key_with_prefix("BearerToken")
         if authorization:
             headers["Authorization"] = authorization.strip()  # token files may end in a newline
-        timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS)
+        if self.pool_manager is None:
+            self.pool_manager = self._create_pool_manager()
         try:
-            answer = await self.request(  # type: ignore[no-untyped-call]
-                "GET", f"{self.configuration.host}{url}", headers, _request_timeout=timeout
+            return await self.pool_manager.get(
+                f"{self.configuration.host}{url}",
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS),
+                allow_redirects=False,
+                server_hostname=self.configuration.tls_server_name or None,
+                proxy=self.proxy,
+                proxy_headers=self.proxy_headers,
             )
-        except aiohttp.ClientError:  # some of them are ValueErrors, too
+        except TROUBLE:  # some of them are ValueErrors, too
             raise
         except ValueError as error:  # a token of two lines
             raise KpxError(f"can't ask {self.configuration.host}: {error}") from None
-        response: aiohttp.ClientResponse = answer.response
-        return response
+        except Exception as error:  # a client that chokes on bytes does so by whatever it stumbles over
+            raise BrokenAnswerError(f"no HTTP: {type(error).__name__}: {plain(str(error))[:200]}") from None
 
     def suits(self, configuration: Configuration) -> bool:
         """Whether connections made under this configuration would be the same but for the token."""
@@ -180,6 +195,13 @@ class _Transport(RESTClientObject):
 
     def _create_connector(self) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(limit=0, ssl=self.ssl_context, socket_factory=_socket)
+
+    def _create_pool_manager(self) -> aiohttp.ClientSession:
+        """A session that keeps nothing of what servers say: cookies would be kept without bound."""
+        jar = aiohttp.DummyCookieJar()
+        return aiohttp.ClientSession(
+            connector=self._create_connector(), cookie_jar=jar, trust_env=True, read_bufsize=_BUFFER
+        )
 
 
 def _transport(configuration: Configuration) -> _Transport:

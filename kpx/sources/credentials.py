@@ -7,16 +7,18 @@ import base64
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from kpx.api.documents import yaml_documents
 from kpx.api.problems import plain
 from kpx.errors import KpxError
 from kpx.sources.client import ConfigNode, Configuration, ExecProvider, KubeConfigLoader, load_incluster_config
+from kpx.sources.files import read_named
 
 FILE_PERIOD = 60.0
 """How long, in seconds, what was read from files is believed (as long as client-go believes a token file)."""
+
+_LONGEST_KUBECONFIG = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def _blank() -> Configuration:
 
 
 def _read(path: str) -> dict[str, Any]:
-    documents = [document for document in yaml_documents(Path(path).read_bytes()) if document is not None]
+    documents = [document for document in yaml_documents(read_named(path, _LONGEST_KUBECONFIG)) if document is not None]
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise ValueError("must be one document, a mapping")
     return documents[0]

@@ -17,7 +17,7 @@ from kpx.api import Node, Object
 from kpx.api.problems import plain
 from kpx.errors import KpxError, Problem
 from kpx.sources.events import Gone, Put, Sink, Synced, Unsound
-from kpx.sources.manifests import API_VERSIONS, SUFFIXES, Loaded, load
+from kpx.sources.manifests import API_VERSIONS, SUFFIXES, Loaded, load_found
 
 Key = tuple[str, str, str]
 """Kind, namespace (empty for a Node), name."""
@@ -104,7 +104,7 @@ class _Files:
         read = {file: stamp for file, stamp in self._stamps.items() if file in stamps}
         for file, stamp in stamps.items():
             if stamp != read.get(file) and file not in unfinished:
-                loaded = await asyncio.to_thread(load, [file])
+                loaded = await asyncio.to_thread(load_found, file)
                 self._contents[file] = _merge(file, self._contents.get(file, {}), loaded)
                 read[file] = stamp
         self._stamps = read

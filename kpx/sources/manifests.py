@@ -4,9 +4,10 @@ import gc
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from kpx.api.documents import DocumentError, json_documents, yaml_documents
 from kpx.api.parse import subject_of
 from kpx.api.problems import plain, scalar
 from kpx.errors import InputError, Problem
+from kpx.sources.files import read_named, read_regular, read_stream
 
 STDIN = "-"
 """The path that stands for standard input."""
@@ -49,7 +51,15 @@ def load(paths: Sequence[str], stdin: BinaryIO | None = None) -> Loaded:
     with _without_garbage_collection():
         for path in paths:
             intake.add_path(path, stdin)
-    return Loaded(tuple(intake.objects.values()), tuple(intake.problems), dict(sorted(intake.skipped.items())))
+    return intake.loaded()
+
+
+def load_found(file: str) -> Loaded:
+    """Read every object of a file that was found in a directory: it must be a regular one. Never raises."""
+    intake = _Intake()
+    with _without_garbage_collection():
+        intake.add_file(file, lambda: read_regular(file))
+    return intake.loaded()
 
 
 @contextmanager
@@ -83,10 +93,10 @@ def _files(path: str) -> tuple[str, ...]:
 
 def _read(file: str, stdin: BinaryIO | None) -> bytes:
     if file != STDIN:
-        return Path(file).read_bytes()
+        return read_named(file)
     if stdin is None:
         raise ValueError("can't be read: there is no standard input")
-    return stdin.read()
+    return read_stream(stdin)
 
 
 def _documents(file: str, data: bytes) -> Iterator[Any]:
@@ -126,11 +136,20 @@ class _Intake:
             self.complain(path or "''", error)
             return
         for file in files:
-            try:
-                for document in _documents(file, _read(file, stdin)):
-                    self.add_document(file, document)
-            except (OSError, ValueError) as error:
-                self.complain(file, error)
+            named = file == path
+            self.add_file(file, partial(_read, file, stdin) if named else partial(read_regular, file))
+
+    def add_file(self, file: str, read: Callable[[], bytes]) -> None:
+        """Take in everything in one file."""
+        try:
+            for document in _documents(file, read()):
+                self.add_document(file, document)
+        except (OSError, ValueError) as error:
+            self.complain(file, error)
+
+    def loaded(self) -> Loaded:
+        """What has been taken in."""
+        return Loaded(tuple(self.objects.values()), tuple(self.problems), dict(sorted(self.skipped.items())))
 
     def complain(self, file: str, error: OSError | ValueError) -> None:
         """Note why a file can't be used, or not all of it."""

@@ -14,56 +14,59 @@ from dataclasses import dataclass
 import aiohttp
 import structlog
 
-from kpx.errors import KpxError
+from kpx.sources.body import LONGEST, Splitter, check_content_type, chunks, read_at_most
 from kpx.sources.connection import Connection
-from kpx.sources.mirror import Mirror, RewoundError
-from kpx.sources.wire import (
-    Bookmark,
+from kpx.sources.mirror import Mirror
+from kpx.sources.resource import Pace, Resource
+from kpx.sources.trouble import (
+    PASSING,
+    TROUBLE,
+    Backoff,
     BrokenAnswerError,
-    Changed,
-    Deleted,
-    Page,
     RefusedError,
-    Splitter,
+    RewoundError,
+    TooLargeError,
     Trouble,
-    decode_line,
     diagnose,
 )
+from kpx.sources.wire import Bookmark, Changed, Deleted, Page, decode_line, refusal
 
-_TROUBLE = (RefusedError, BrokenAnswerError, RewoundError, KpxError, aiohttp.ClientError, OSError)
 _SLICE_SECONDS = 0.005
 _GRACE_SECONDS = 1.0
-_QUIET = ("ended", "stalled")
-_PASSING = ("throttled", "failed", "dropped", "unreachable", "timeout", "unauthorized")
 _TOKEN_SECONDS = 300.0
 """How long we go on with one list: then etcd, unless configured otherwise, has forgotten what it is of."""
+_SMALLER = 8
+"""By what the size of a page is divided if one of that size is too large."""
+_MOST_NAMELESS = 3
+"""How many objects of one list that can't be told from others are named in the log."""
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """Objects of one kind: where they are, which of them, and how many to ask for at once."""
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """A watch that is open.
 
-    kind: str
-    path: str
-    selector: Mapping[str, str]
-    page: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Times in seconds; pairs are ranges, of which one value is picked at random.
-
-    `lifetime`: what we ask of a watch. `patience`: for the head of an answer, and for a page of a list. `silence`:
-    after that, we doubt that a watch is alive. `backoff`: the upper bound of the first delay, which doubles with
-    every failure, and of the last.
+    `since`: when its answer began; `complete`: from when on it has brought changes, None as long as it brings what
+    there is at first. `heard`, `taken`: when the last bytes came, and the last line. `proven`: when a list last told
+    that the server has been where we are. `newest` is the last resourceVersion, `found` why the watch has to end
+    before its time, `limit`.
     """
 
-    lifetime: tuple[float, float] = (300.0, 600.0)
-    patience: float = 25.0
-    silence: float = 20.0
-    backoff: tuple[float, float] = (1.0, 30.0)
+    limit: asyncio.Timeout
+    since: float
+    complete: float | None
+    heard: float
+    taken: float
+    newest: int
+    proven: float = 0.0
+    found: Trouble | None = None
+
+    def end(self, found: Trouble) -> None:
+        """Let the watch end at once."""
+        if not self.limit.expired():
+            self.found = found
+            self.limit.reschedule(0)
 
 
 class Reflector:
@@ -71,13 +74,15 @@ class Reflector:
 
     What there is at first comes by WatchList, or in pages where the server doesn't offer that or doesn't bring
     it to its end. Then a watch goes on from one resourceVersion to the next; it is resumed when it ends or
-    breaks, and 410 leads back to the start.
+    breaks, and 410 leads back to the start; so does nonsense that comes a second time from the same resourceVersion.
 
     Dead peers are TCP's business (`Connection`). But behind a living load balancer, or in a server that hangs,
     a watch may be dead while TCP is content, and HTTP/1.1 has no ping; bookmarks come once a minute. So after
     some silence a second, short watch asks for anything newer than what the first has brought. Only if it
     gets something that the first doesn't get is the first given up: a watch that has nothing to say isn't
-    disturbed, least of all while the server is too busy to answer the question.
+    disturbed, least of all while the server is too busy to answer the question. From a resourceVersion that is yet
+    to come a watch is silent, too, and so is the second one; where bookmarks stay away, a list tells where the
+    server is.
     """
 
     def __init__(
@@ -85,21 +90,21 @@ class Reflector:
         connection: Connection,
         resource: Resource,
         mirror: Mirror,
-        on_restart: Callable[[str, str], None],
+        on_trouble: Callable[[str, str], None],
         pace: Pace,
     ) -> None:
         self._connection = connection
         self._resource = resource
         self._mirror = mirror
-        self._on_restart = on_restart
+        self._on_trouble = on_trouble
         self._pace = pace
+        self._backoff = Backoff(*pace.backoff)
         self._watch_list = True
-        self._failures = 0
-        self._expiries = 0
-        self._since = 0.0
-        self._heard = 0.0
+        self._selector = {**resource.selector, **resource.wish}
+        self._limit = resource.page
+        self._garbled_at: int | None = None
         self._rested = 0.0
-        self._stream: asyncio.Timeout | None = None
+        self._stream: _Stream | None = None
 
     async def run(self) -> None:
         """Never returns."""
@@ -111,120 +116,175 @@ class Reflector:
         while True:
             try:
                 trouble = await self._connect()
-            except _TROUBLE as error:
+            except TROUBLE as error:
                 trouble = self._trouble(error)
             if trouble is not None:
                 await self._pause(trouble)
 
     async def _connect(self) -> Trouble | None:
-        """Do what comes next: a census, or following from where we are."""
-        if self._mirror.version is None and not self._watch_list:
-            await self._list()
+        """Do what comes next: a census, or following from where we are. None if something else comes next."""
+        try:
+            if self._mirror.version is None and not self._watch_list:
+                await self._list()
+                return None
+            return await self._watch()
+        except RefusedError as error:
+            if error.status not in (400, 422) or not self._ask_less(str(error)):
+                raise
             return None
-        return await self._watch()
+
+    def _ask_less(self, why: str) -> bool:
+        """Do without what a server may not know, as it has called a request a bad one; whether there was such."""
+        if self._selector != self._resource.selector and ("field" in why or not self._watch_list):
+            self._selector = dict(self._resource.selector)
+            log.info("no such field selector here, doing without", kind=self._resource.kind, why=why)
+            return True
+        if self._watch_list and self._mirror.version is None:
+            self._give_up_watch_list(why)
+            return True
+        return False
 
     # Lists.
 
     async def _list(self) -> None:
-        self._since = time.monotonic()
+        began = time.monotonic()
         self._mirror.begin()
-        token = ""
+        token, nameless = "", 0
         while True:
-            page = await (self._further_page(token) if token else self._page())
+            before = self._mirror.met
+            page = await self._whole_page(token, began)
             for entry in page.entries():
-                self._mirror.put(entry)
+                if isinstance(entry, BrokenAnswerError):
+                    nameless += 1
+                    self._skip(entry, nameless)
+                else:
+                    self._mirror.put(entry)
                 await self._breathe()
             token = page.token
             if not token:
                 break
-        self._finish(page.version)
+            if self._mirror.met == before:  # its tokens may go round, or be ever new ones
+                raise BrokenAnswerError("a list that doesn't go on: a page without any new object, and not the last")
+        self._finish(page.version, began)
+        self._limit = min(self._limit * _SMALLER, self._resource.page)
 
-    async def _further_page(self, token: str) -> Page:
-        """Trouble that passes doesn't cost the pages before: of a thousand, a busy server refuses some every time."""
-        failures = self._failures
+    def _skip(self, error: BrokenAnswerError, nameless: int) -> None:
+        """Leave out an object that can't be told from others: these are not to suffer from it."""
+        self._mirror.doubt()
+        self._on_trouble(self._resource.kind, "garbage")
+        if nameless <= _MOST_NAMELESS:
+            log.error("object skipped", kind=self._resource.kind, problem=str(error))
+
+    async def _whole_page(self, token: str, began: float) -> Page:
+        """A page; of fewer objects if as many are too large to take."""
         while True:
             try:
-                page = await self._page(token)
-            except _TROUBLE as error:
+                return await (self._further_page(token, began) if token else self._page(token, self._limit))
+            except TooLargeError as error:
+                if self._limit == 1:
+                    raise
+                self._limit = max(1, self._limit // _SMALLER)
+                log.info("page too large", kind=self._resource.kind, why=str(error), limit=self._limit)
+
+    async def _further_page(self, token: str, began: float) -> Page:
+        """Trouble that passes doesn't cost the pages before: of a thousand, a busy server refuses some every time."""
+        failures = self._backoff.failures
+        while True:
+            try:
+                page = await self._page(token, self._limit)
+            except TooLargeError:
+                raise
+            except TROUBLE as error:
                 trouble = self._trouble(error)
-                if trouble.reason not in _PASSING or time.monotonic() - self._since > _TOKEN_SECONDS:
+                if trouble.reason not in PASSING or time.monotonic() - began > _TOKEN_SECONDS:
                     raise
                 await self._pause(trouble)
             else:
-                self._failures = failures
+                self._backoff.failures = failures
                 return page
 
-    async def _page(self, token: str = "") -> Page:
-        query = {"limit": str(self._resource.page)} | ({"continue": token} if token else {})
+    async def _page(self, token: str, limit: int) -> Page:
+        query = {"limit": str(limit)} | ({"continue": token} if token else {})
         async with asyncio.timeout(self._pace.patience), self._get(query) as response:
-            return Page.of(await response.read())
+            body, whole = await read_at_most(response, LONGEST)
+        if not whole:
+            raise TooLargeError(f"a page of over {LONGEST} bytes, of at most {limit} objects")
+        return Page.of(self._resource.kind, body)
 
     # Watches.
 
-    async def _watch(self) -> Trouble | None:
-        """Open a watch and follow it until it is of no more use; None if the server doesn't offer such a watch."""
-        census = self._mirror.version is None
+    async def _watch(self) -> Trouble:
+        """Open a watch and follow it until it is of no more use."""
+        census, begun = self._mirror.version is None, False
+        lifetime = random.uniform(*self._pace.lifetime)
         try:
-            async with asyncio.timeout(self._pace.patience) as limit, self._get(self._watch_query()) as response:
-                limit.reschedule(None)
-                self._stream = limit
-                trouble = await self._follow(response)
+            async with (
+                asyncio.timeout(self._pace.patience) as limit,
+                self._get(self._watch_query(lifetime)) as response,
+            ):
+                begun = True
+                limit.reschedule(asyncio.get_running_loop().time() + lifetime + self._pace.patience)
+                trouble = await self._follow(response, limit)
         except TimeoutError:
-            if self._stream is None:
+            if not begun:
                 raise
-            trouble = Trouble("stalled")
-        except RefusedError as refused:
-            if not census or refused.status not in (400, 422):
-                raise
-            self._give_up_watch_list(str(refused))
-            return None
+            trouble = (self._stream and self._stream.found) or Trouble("stalled")
         finally:
-            self._stream = None
-        if self._mirror.version is None:
+            stream, self._stream = self._stream, None
+            if stream is not None and stream.complete is not None:
+                self._backoff.lasted(time.monotonic() - stream.complete)
+        if census and self._mirror.version is None:
             self._give_up_watch_list(f"{trouble.reason} before the end of the initial events")
-        elif trouble.reason in _QUIET and time.monotonic() - self._since > _GRACE_SECONDS:
-            self._succeed()
         return trouble
 
-    def _watch_query(self) -> dict[str, str]:
-        lifetime = random.uniform(*self._pace.lifetime)
+    def _watch_query(self, lifetime: float) -> dict[str, str]:
         query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(max(1, round(lifetime)))}
         if self._mirror.version is not None:
             return query | {"resourceVersion": str(self._mirror.version)}
         # No resourceVersion: the newest there is, as in a list without.
         return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
 
-    async def _follow(self, response: aiohttp.ClientResponse) -> Trouble:
+    async def _follow(self, response: aiohttp.ClientResponse, limit: asyncio.Timeout) -> Trouble:
         """Read a watch until it ends or makes no sense."""
-        self._since = self._heard = time.monotonic()
+        now = time.monotonic()
+        complete = None if self._mirror.version is None else now
+        stream = self._stream = _Stream(limit, now, complete, now, now, self._mirror.version or 0)
         if self._mirror.version is None:
             self._mirror.begin()
         splitter = Splitter()
         try:
-            async for chunk in response.content.iter_any():
-                self._heard = time.monotonic()
+            async for chunk in chunks(response):
+                stream.heard = time.monotonic()
                 for line in splitter.feed(chunk):
-                    self._take(line)
+                    self._take(line, stream)
                     await self._breathe()
         except BrokenAnswerError as error:
-            return diagnose(error)
+            return self._trouble(error)
         return Trouble("ended")
 
-    def _take(self, line: bytes) -> None:
-        said = decode_line(line)
-        if self._mirror.version is not None:
-            self._succeed()
+    def _take(self, line: bytes, stream: _Stream) -> None:
+        said = decode_line(self._resource.kind, line)
+        stream.taken = time.monotonic()
+        before = self._mirror.version
+        if before is not None:
+            if said.version < stream.newest:  # within one watch they grow
+                self._mirror.rewind()
+                raise RewoundError
+            stream.newest = said.version
         match said:
-            case Bookmark(version) if self._mirror.version is not None:
+            case Bookmark(version) if before is not None:
                 self._mirror.bookmark(version)
             case Bookmark(version, initial_end=True):
-                self._finish(version)
+                self._finish(version, stream.since)
+                stream.complete, stream.newest = time.monotonic(), version
             case Bookmark():
                 raise BrokenAnswerError("a bookmark among the initial events")
             case Changed(entry):
                 self._mirror.put(entry)
             case Deleted(entry):
                 self._mirror.remove(entry)
+        if before not in (None, self._mirror.version) and not isinstance(said, Bookmark):
+            self._backoff.news()
 
     def _give_up_watch_list(self, why: str) -> None:
         self._watch_list = False
@@ -233,18 +293,33 @@ class Reflector:
     # Stalled watches.
 
     async def _doubt(self) -> None:
-        """End the watch whenever it is found to be stalled."""
+        """End the watch whenever it is found to be stalled, or to be of another past."""
         while True:
             limit = self._pace.silence * random.uniform(0.8, 1.0)
             await asyncio.sleep(limit)
-            while self._stream is not None and (left := self._heard + limit - time.monotonic()) > 0:
+            while self._stream is not None and (left := self._last(self._stream) + limit - time.monotonic()) > 0:
                 await asyncio.sleep(left)
-            stream, heard = self._stream, self._heard
-            if stream is None or not await self._is_missing_something():
+            if (stream := self._stream) is None:
                 continue
-            await asyncio.sleep(_GRACE_SECONDS)
-            if stream is self._stream and heard == self._heard:
-                stream.reschedule(0)
+            last = self._last(stream)
+            if await self._is_missing_something():
+                await asyncio.sleep(_GRACE_SECONDS)
+                found = Trouble("stalled")
+            elif time.monotonic() - max(stream.taken, stream.proven) > self._pace.proof:
+                if not await self._is_ahead():
+                    stream.proven = time.monotonic()
+                    continue
+                found = diagnose(RewoundError())
+            else:
+                continue
+            if stream is self._stream and last == self._last(stream):
+                if found.reason == "rewound":
+                    self._mirror.rewind()
+                stream.end(found)
+
+    def _last(self, stream: _Stream) -> float:
+        """When a watch was last of use: initial events may come slowly, later a line comes at once or not at all."""
+        return stream.heard if self._mirror.version is None else stream.taken
 
     async def _is_missing_something(self) -> bool:
         """Whether the server would say something now to a watch from here."""
@@ -253,28 +328,38 @@ class Reflector:
         query = {"watch": "1", "timeoutSeconds": "1", "resourceVersion": str(self._mirror.version)}
         try:
             async with asyncio.timeout(self._pace.silence), self._get(query) as response:
-                return bool(await response.content.readany())
+                async for _ in chunks(response):
+                    return True
         except RefusedError as refused:
             return refused.status == 410
-        except (KpxError, aiohttp.ClientError, OSError):
+        except TROUBLE:
+            pass
+        return False
+
+    async def _is_ahead(self) -> bool:
+        """Whether we are at a resourceVersion that the server hasn't come to yet."""
+        version = self._mirror.version or 0
+        try:
+            return (await self._page("", 1)).version < version
+        except TROUBLE:
             return False
 
     # Both.
 
     @asynccontextmanager
     async def _get(self, query: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer that isn't a refusal."""
-        async with self._connection.get(self._resource.path, {**self._resource.selector, **query}) as response:
+        """An answer that isn't a refusal, and is said to be JSON."""
+        async with self._connection.get(self._resource.path, {**self._selector, **query}) as response:
             if response.status != 200:
-                raise await RefusedError.of(response)
+                raise await refusal(response)
+            check_content_type(response)
             yield response
 
-    def _finish(self, version: int) -> None:
+    def _finish(self, version: int, began: float) -> None:
         """End a census. From here on a watch has to prove itself by what it brings, or by lasting."""
         self._mirror.finish(version)
-        seconds = round(time.monotonic() - self._since, 3)
+        seconds = round(time.monotonic() - began, 3)
         log.info("complete", kind=self._resource.kind, objects=len(self._mirror), version=version, seconds=seconds)
-        self._since = time.monotonic()
 
     async def _breathe(self) -> None:
         """Let others run if we have run for a while: much may come at once."""
@@ -283,16 +368,19 @@ class Reflector:
             self._rested = time.monotonic()
 
     def _trouble(self, error: Exception) -> Trouble:
-        if isinstance(error, RewoundError):
-            return Trouble("rewound", "the server's resourceVersions have gone back")
         trouble = diagnose(error)
         if trouble.reason == "expired":
             self._mirror.expire()
+        elif trouble.reason == "garbage":
+            at = self._mirror.version
+            if at is not None and at == self._garbled_at:
+                self._mirror.expire()
+            self._garbled_at = at
         return trouble
 
     async def _pause(self, trouble: Trouble) -> None:
         """Tell what happened, and wait as long as is right after that."""
-        delay = self._delay(trouble)
+        delay = self._backoff.delay(trouble)
         level = log.info if trouble.reason == "ended" else log.warning
         level(
             "watch interrupted",
@@ -302,25 +390,5 @@ class Reflector:
             version=self._mirror.version,
             retry_seconds=round(delay, 2),
         )
-        self._on_restart(self._resource.kind, trouble.reason)
+        self._on_trouble(self._resource.kind, trouble.reason)
         await asyncio.sleep(delay)
-
-    def _delay(self, trouble: Trouble) -> float:
-        """Exponential backoff with full jitter, on top of what the server asks for.
-
-        None after a watch that had some success, and came to a quiet end. What a server forbids isn't asked for more
-        slowly: one that has just started forbids everything until it has read its roles.
-        """
-        if trouble.reason in _QUIET and not self._failures:
-            self._failures = 1  # until the next one has some success, too
-            return 0.0
-        if trouble.reason == "expired":
-            # A server that was restarted says this: the failures before it are over, and it is time for a census.
-            before, self._expiries = self._expiries, self._expiries + 1
-        else:
-            before, self._failures = self._failures, self._failures + 1
-        first, longest = self._pace.backoff
-        return trouble.retry_after + random.uniform(0, min(first * 2.0 ** min(before, 30), longest))
-
-    def _succeed(self) -> None:
-        self._failures = self._expiries = 0

@@ -1,65 +1,115 @@
-"""What an API server says on the wire: lists, lines of a watch, refusals (kubernetes.io, "API concepts")."""
+"""What an API server says on the wire: lists, lines of a watch, refusals (kubernetes.io, "API concepts").
 
+Nothing here believes a server: what it sends is taken only as far as it has the form that it should have, and only as
+much of it as an API server would send.
+"""
+
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import aiohttp
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError, from_json
 
-from kpx.api.problems import plain
-from kpx.errors import KpxError
+from kpx.api.grammar import DnsSubdomain, OptionalDnsLabel, Unset
+from kpx.api.parse import subject_of
+from kpx.api.problems import plain, problems
+from kpx.sources.body import LONGEST_REFUSAL, read_at_most
+from kpx.sources.trouble import BrokenAnswerError, RefusedError, TooLargeError, cut
 
-LONGEST_LINE = 64 << 20
-"""Bytes beyond which a line of a watch is nonsense: etcd takes objects of 1.5 MB unless told otherwise."""
+MOST_VALUES = 200_000
+"""Values in one line or one page: `[[],[],…]` would take 24 times its size in memory, and to note what is wrong with
+each of them more. Real answers have one in 16 bytes: a page of 500 Services 60,000, a slice of 1,000 endpoints 35,000.
+"""
 
 _LONGEST_WAIT = 300.0
 _END_OF_INITIAL_EVENTS = "k8s.io/initial-events-end"
+_VERSION = re.compile("[0-9]{1,18}")
 
 
-class BrokenAnswerError(Exception):
-    """The server sent what no API server sends."""
+def _version(value: object) -> int:
+    if not isinstance(value, str) or not _VERSION.fullmatch(value):
+        raise PydanticCustomError("resource_version", "must be a whole number in a string")
+    return int(value)
 
 
-class RefusedError(Exception):
-    """The server said no. `status` is an HTTP status, `retry_after` the seconds it asked to wait, else 0."""
-
-    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after = retry_after
-
-    @classmethod
-    async def of(cls, response: aiohttp.ClientResponse) -> Self:
-        """The refusal that an answer with a bad status is."""
-        body = await response.read()
-        try:
-            message = str(from_json(body)["message"])
-        except (ValueError, KeyError, TypeError):  # some proxy on the way
-            message = f"{response.reason} {body[:200].decode(errors='replace')}"
-        wait = response.headers.get("Retry-After", "")
-        return cls(response.status, plain(message), min(float(wait), _LONGEST_WAIT) if wait.isdecimal() else 0.0)
+_Version = Annotated[int, PlainValidator(_version)]
+"""resourceVersions of one resource are numbers that grow (from 1.35 on officially, in fact since ever)."""
+_Text = Annotated[str, StringConstraints(strict=True)]
 
 
-class Splitter:
-    """Cuts a stream of bytes into its lines, however it comes in."""
+class _Said(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._length = 0
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that this chunk completes, without their ends. Raises `BrokenAnswerError`."""
-        head, *rest = chunk.split(b"\n")
-        self._pieces.append(head)
-        self._length += len(head)
-        lines = []
-        for piece in rest:
-            lines.append(b"".join(self._pieces))
-            self._pieces, self._length = [piece], len(piece)
-        if self._length > LONGEST_LINE:
-            raise BrokenAnswerError(f"a line of over {LONGEST_LINE} bytes")
-        return lines
+class _Identity(_Said):
+    name: DnsSubdomain
+    namespace: Annotated[OptionalDnsLabel, Unset("")] = ""
+    version: _Version = Field(alias="resourceVersion")
+
+
+class _Object(_Said):
+    kind: Annotated[_Text, Unset("")] = ""
+    metadata: _Identity
+
+
+class _Progress(_Said):
+    version: _Version = Field(alias="resourceVersion")
+    annotations: Annotated[dict[str, Any], Unset({})] = Field(default_factory=dict)
+
+
+class _Bookmark(_Said):
+    metadata: _Progress
+
+
+class _ListMeta(_Said):
+    version: _Version = Field(alias="resourceVersion")
+    token: Annotated[_Text, Unset("")] = Field("", alias="continue")
+
+
+class _List(_Said):
+    kind: _Text
+    metadata: _ListMeta
+    items: list[Any] | None
+
+
+class _Line(_Said):
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: dict[str, Any]
+
+
+class _Status(_Said):
+    message: Annotated[_Text, Unset("")] = ""
+    code: Annotated[int, Field(strict=True, ge=400, le=599), Unset(500)] = 500
+
+
+_T = TypeVar("_T", bound=_Said)
+
+
+def _read(model: type[_T], subject: str, data: object) -> _T:
+    """Take data as what it should be. Raises `BrokenAnswerError`, which names the field."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise BrokenAnswerError(cut(str(problems(subject, error)[0]))) from None
+
+
+def _decode(data: bytes, subject: str) -> Any:
+    """Decode JSON. Raises `BrokenAnswerError`."""
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > MOST_VALUES:
+        raise TooLargeError(f"{subject}: over {MOST_VALUES} values in {len(data)} bytes")
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        start = plain(data[:40].decode(errors="replace"))
+        reason = f"is not JSON: {plain(str(error))}; {len(data)} bytes that begin with {start!r}"
+        raise BrokenAnswerError(cut(f"{subject}: {reason}")) from None
+
+
+# Objects.
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +122,49 @@ class Entry:
     raw: Mapping[str, Any]
 
     @classmethod
-    def of(cls, raw: Any) -> Self:
-        """Read an object's identity. Raises `BrokenAnswerError`.
-
-        resourceVersions of one resource are numbers that grow (from 1.35 on officially, in fact since ever).
-        """
-        try:
-            metadata = raw["metadata"]
-            return cls(metadata.get("namespace") or "", metadata["name"], int(metadata["resourceVersion"]), raw)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise BrokenAnswerError("an object without name or resourceVersion") from None
+    def of(cls, kind: str, raw: Any) -> Self:
+        """Read an object's identity. Raises `BrokenAnswerError`, which names the field."""
+        found = _read(_Object, subject_of(kind, raw), raw)
+        if found.kind not in ("", kind):
+            raise BrokenAnswerError(f"an object of kind {cut(plain(found.kind))} instead of {kind}")
+        metadata = found.metadata
+        if bool(metadata.namespace) is (kind == "Node"):
+            what = "must not be set" if metadata.namespace else "is required"
+            raise BrokenAnswerError(f"{subject_of(kind, raw)}: metadata.namespace: {what}")
+        return cls(metadata.namespace, metadata.name, metadata.version, raw)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """Part of a list. `version` is that of the whole list, `token` is empty on the last page."""
 
+    kind: str
     items: list[Any]
     version: int
     token: str
 
-    def entries(self) -> Iterator["Entry"]:
-        """The objects. Raises `BrokenAnswerError` at one that is none."""
-        return map(Entry.of, self.items)
+    def entries(self) -> Iterator[Entry | BrokenAnswerError]:
+        """The objects, and in place of one that has no usable name or version what is wrong with it."""
+        for number, item in enumerate(self.items):
+            try:
+                yield Entry.of(self.kind, item)
+            except BrokenAnswerError as error:
+                yield BrokenAnswerError(f"items[{number}]: {error}")
 
     @classmethod
-    def of(cls, body: bytes) -> Self:
-        """Decode the body of a list. Raises `BrokenAnswerError`."""
-        try:
-            data = from_json(body)
-            metadata = data["metadata"]
-            return cls(data.get("items") or [], int(metadata["resourceVersion"]), metadata.get("continue") or "")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BrokenAnswerError(f"a list that is none, of {len(body)} bytes") from None
+    def of(cls, kind: str, body: bytes) -> Self:
+        """Decode the body of a list. Raises `BrokenAnswerError`.
+
+        A list without `items` is none: it would say that everything is gone. (Empty lists of old servers say null.)
+        """
+        subject = f"{kind}List"
+        data = _read(_List, subject, _decode(body, subject))
+        if data.kind != subject:
+            raise BrokenAnswerError(f"a {cut(plain(data.kind))} instead of a {subject}")
+        return cls(kind, data.items or [], data.metadata.version, data.metadata.token)
+
+
+# Lines of a watch.
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +173,22 @@ class Changed:
 
     entry: Entry
 
+    @property
+    def version(self) -> int:
+        """The resourceVersion at which this is so."""
+        return self.entry.version
+
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
     """A line of a watch: an object is no more, or no longer one that was asked for."""
 
     entry: Entry
+
+    @property
+    def version(self) -> int:
+        """The resourceVersion at which this is so."""
+        return self.entry.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,66 +199,34 @@ class Bookmark:
     initial_end: bool
 
 
-def decode_line(line: bytes) -> Changed | Deleted | Bookmark:
+def decode_line(kind: str, line: bytes) -> Changed | Deleted | Bookmark:
     """Decode a line of a watch. Raises `RefusedError` for an ERROR, `BrokenAnswerError` for what is no line."""
+    said = _read(_Line, f"a line of a watch of {kind}", _decode(line, f"a line of a watch of {kind}"))
+    match said.type:
+        case "ADDED" | "MODIFIED":
+            return Changed(Entry.of(kind, said.object))
+        case "DELETED":
+            return Deleted(Entry.of(kind, said.object))
+        case "BOOKMARK":
+            progress = _read(_Bookmark, f"a bookmark of {kind}", said.object).metadata
+            return Bookmark(progress.version, progress.annotations.get(_END_OF_INITIAL_EVENTS) == "true")
+        case "ERROR":
+            status = _read(_Status, "Status", said.object)
+            raise RefusedError(status.code, cut(plain(status.message)))
+
+
+# Refusals.
+
+
+async def refusal(response: aiohttp.ClientResponse) -> RefusedError:
+    """What an answer with a bad status says."""
+    body, _ = await read_at_most(response, LONGEST_REFUSAL)
     try:
-        data = from_json(line)
-        kind, raw = data["type"], data["object"]
-        match kind:
-            case "ADDED" | "MODIFIED":
-                return Changed(Entry.of(raw))
-            case "DELETED":
-                return Deleted(Entry.of(raw))
-            case "BOOKMARK":
-                metadata = raw["metadata"]
-                annotations = metadata.get("annotations") or {}
-                return Bookmark(int(metadata["resourceVersion"]), annotations.get(_END_OF_INITIAL_EVENTS) == "true")
-            case "ERROR":
-                raise RefusedError(int(raw.get("code") or 500), plain(str(raw.get("message"))))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise BrokenAnswerError(f"a line that is none, of {len(line)} bytes: {plain(line[:40].decode(errors='replace'))}")
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a connection was of no more use. `reason` is one of a few words, for metrics; `detail` is for people."""
-
-    reason: str
-    detail: str = ""
-    retry_after: float = 0.0
-
-
-def diagnose(error: Exception) -> Trouble:
-    """What kind of trouble an error is; raises it again if it is none that a connection may have."""
-    match error:
-        case RefusedError():
-            return Trouble(_refusal(error.status), f"{error.status}: {error}", error.retry_after)
-        case BrokenAnswerError():
-            return Trouble("garbage", str(error))
-        case KpxError():
-            return Trouble("credentials", str(error))
-        case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
-            return Trouble("unreachable", str(error))
-        case TimeoutError():
-            return Trouble("timeout", "no answer in time")
-        case aiohttp.ClientPayloadError():
-            return Trouble("dropped", "in the middle of an answer")
-        case aiohttp.ClientError() | OSError():
-            return Trouble("dropped", str(error) or type(error).__name__)
-        case _:
-            raise error
-
-
-def _refusal(status: int) -> str:
-    match status:
-        case 401:
-            return "unauthorized"
-        case 403:
-            return "forbidden"
-        case 410:
-            return "expired"
-        case 429:
-            return "throttled"
-        case _:
-            return "failed" if status >= 500 else "refused"
+        message = _read(_Status, "Status", _decode(body, "Status")).message
+    except BrokenAnswerError:  # some proxy on the way
+        message = f"{response.reason} {body[:200].decode(errors='replace')}"
+    if 300 <= response.status < 400:
+        message = f"a redirect to {response.headers.get('Location', 'nowhere')[:200]}, which is not followed"
+    wait = response.headers.get("Retry-After", "")
+    seconds = min(float(wait), _LONGEST_WAIT) if wait.isdecimal() else 0.0
+    return RefusedError(response.status, cut(plain(message)), seconds)

@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from kpx.api import KubeProxyConfiguration, parse_config, parse_object
 from kpx.compiler.compile import Layout, Target, compile_sound
@@ -46,6 +46,15 @@ PATIENCE = 120.0
 """Seconds to wait for anything: only a bound for a hang, since the machine may be busy."""
 
 Server = ApiServer | ApiServerProcess
+
+
+class HasKubeconfig(Protocol):
+    """A server that an agent can follow."""
+
+    def kubeconfig(self, path: Path, auth: Auth = ...) -> Path:
+        """Write a kubeconfig to `path`."""
+
+
 Metrics = Mapping[str, float]
 """Samples by their name with labels, as they are printed: `kpx_restores_total{ip_family="IPv4"}`."""
 
@@ -72,7 +81,7 @@ class AgentProcess:
         self,
         namespace: Namespace,
         folder: Path,
-        server: Server | None = None,
+        server: HasKubeconfig | None = None,
         *arguments: str | Path,
         backend: Backend = Backend.NFT,
         layout: Layout = Layout.TREE,

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 
 from kpx.api import KubeProxyConfiguration
 from kpx.sources import connection
+from kpx.sources.body import LONGEST, Splitter
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.connection import connect
 from kpx.sources.events import Event, Gone, Put, Synced, Unsound
-from kpx.sources.mirror import Mirror, RewoundError
-from kpx.sources.reflector import Pace
-from kpx.sources.wire import LONGEST_LINE, BrokenAnswerError, Entry, Page, RefusedError, Splitter, decode_line
+from kpx.sources.mirror import Mirror
+from kpx.sources.resource import Pace
+from kpx.sources.trouble import BrokenAnswerError, RefusedError, RewoundError
+from kpx.sources.wire import Entry, Page, decode_line
 from tests.apiserver import (
     ALLOW_ALL,
     NODE_PROXIER,
@@ -106,10 +108,10 @@ def test_lines_come_whole_however_they_are_cut(lines: list[bytes], data: st.Data
 
 
 def test_endless_line() -> None:
-    splitter, half = Splitter(), b"x" * (LONGEST_LINE // 2)
-    assert splitter.feed(half) == splitter.feed(half) == []
+    splitter, half = Splitter(), b"x" * (LONGEST // 2)
+    assert list(splitter.feed(half)) == list(splitter.feed(half)) == []
     with pytest.raises(BrokenAnswerError, match="a line of over"):
-        splitter.feed(b"x")
+        list(splitter.feed(b"x"))
 
 
 @pytest.mark.parametrize(
@@ -132,22 +134,22 @@ def test_endless_line() -> None:
 )
 def test_lines_that_are_none(line: bytes) -> None:
     with pytest.raises(BrokenAnswerError):
-        decode_line(line)
+        decode_line("Service", line)
 
 
 def test_error_lines() -> None:
     with pytest.raises(RefusedError, match="too old") as raised:
-        decode_line(b'{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}')
+        decode_line("Service", b'{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}')
     assert raised.value.status == 410
     with pytest.raises(RefusedError) as raised:
-        decode_line(b'{"type":"ERROR","object":{}}')
+        decode_line("Service", b'{"type":"ERROR","object":{}}')
     assert raised.value.status == 500
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"metadata":null}', b'{"metadata":{"resourceVersion":""}}'])
 def test_lists_that_are_none(body: bytes) -> None:
     with pytest.raises(BrokenAnswerError):
-        Page.of(body)
+        Page.of("Service", body)
 
 
 # What is news.
@@ -174,7 +176,7 @@ class Heard(list[Event]):
 def entry(name: str, version: int, **spec: Any) -> Entry:
     made = service(name, **spec)
     made["metadata"]["resourceVersion"] = str(version)
-    return Entry.of(made)
+    return Entry.of("Service", made)
 
 
 def mirror(**versions: int) -> tuple[Mirror, Heard]:
@@ -370,14 +372,14 @@ def test_pages(tmp_path: Path) -> None:
 
 def test_what_is_not_ours(tmp_path: Path) -> None:
     async def test(server: ApiServer, told: Told) -> None:
-        server.put(labelled("headless", HEADLESS))
+        server.put(service("headless", clusterIP="None"))
         server.put(labelled("proxied", PROXIED))
-        server.put(labelled("ours", "app"))
+        server.put(labelled("ours", HEADLESS))  # the label is for slices
         await agreed(told, server)
-        assert ("Service", "shop", "ours") in told.objects
+        assert {name for _, _, name in told.objects} & {"headless", "proxied", "ours"} == {"ours"}
         server.put(labelled("ours", "app", PROXIED))
         await until(lambda: ("Service", "shop", "ours") not in told.objects)
-        server.put(labelled("headless", "app"))
+        server.put(service("headless"))
         await until(lambda: ("Service", "shop", "headless") in told.objects)
         nodes = [name for kind, _, name in told.objects if kind == "Node"]
         assert nodes == ["node-0"]
@@ -531,12 +533,14 @@ def test_every_fault(tmp_path: Path, fault: str) -> None:
             server.drop_watches()
             await agreed(told, server)
             if fault not in BODY or server is lists or fault in DELIVERY:
-                # A watch that came through before the fault's turn meets it no more: a new one does.
+                # A watch that came through before the fault's turn meets it no more: a new one does, or one with news.
                 for _ in range(12):
                     with suppress(AssertionError):
                         await until(lambda: server.stats.faults.get(fault, 0) >= 3, 5.0)
                         break
                     server.drop_watches()
+                    for verb, obj in islice(changes, 3):
+                        server.change(verb, obj)
                 assert server.stats.faults.get(fault, 0) >= 3
                 await agreed(told, server)
 
@@ -724,7 +728,7 @@ def test_oversized_objects(tmp_path: Path) -> None:
     for promises in (LISTS, STREAMS):
 
         async def test(server: ApiServer, told: Told) -> None:
-            server.faults = Faults(oversize=Next(2), oversize_bytes=10 << 20)
+            server.faults = Faults(oversize=Next(2), oversize_bytes=2 << 20)
             server.put(service("large"))
             server.put(service("larger"))
             await until(lambda: server.stats.faults.get("oversize") == 2)

@@ -11,9 +11,10 @@ from pathlib import Path
 from kpx.api import KubeProxyConfiguration, Node, Object, parse_object
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.connection import Connection, connect
-from kpx.sources.events import Event, Gone, Put, Source, Synced, Unsound
-from kpx.sources.reflector import Pace
+from kpx.sources.events import Event, Gone, Put, Sink, Source, Synced, Unsound
+from kpx.sources.resource import Pace
 from tests.apiserver import ApiServer, Auth
+from tests.apiserver.inventory import HEADLESS, PROXY_NAME
 from tests.apiserver.sabotage import PADDING
 
 KINDS = ("EndpointSlice", "Node", "Service")
@@ -23,7 +24,6 @@ FAST = Pace(lifetime=(20, 30), patience=1.5, silence=0.4, backoff=(0.05, 0.2))
 """For servers that fall silent. On a busy machine a sound one may seem to do so."""
 STEADY = replace(FAST, patience=60, silence=60)
 """Where a test counts on it that there is no trouble but the one that it makes."""
-_FOREIGN = {"service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name"}
 
 
 class Told:
@@ -87,7 +87,10 @@ def expected(server: ApiServer, node: str = "node-0") -> dict[Key, Object]:
     for raw in server.objects():
         if raw["kind"] == "Node" and raw["metadata"]["name"] != node:
             continue
-        if _FOREIGN & (raw["metadata"].get("labels") or {}).keys():
+        labels = raw["metadata"].get("labels") or {}
+        if raw["kind"] == "Service" and (PROXY_NAME in labels or raw["spec"].get("clusterIP") == "None"):
+            continue
+        if raw["kind"] == "EndpointSlice" and HEADLESS in labels:
             continue
         found = parse_object(raw["kind"], raw)
         objects[raw["kind"], *name(found)] = found
@@ -103,7 +106,7 @@ async def until(condition: Callable[[], object], seconds: float = 120.0) -> None
 
 
 @contextlib.asynccontextmanager
-async def running(source: Source, told: Told) -> AsyncIterator[asyncio.Task[None]]:
+async def running(source: Source, told: Sink) -> AsyncIterator[asyncio.Task[None]]:
     """Run a source into `told`; on the way out it must not have ended by itself, and end at once."""
     task = asyncio.create_task(source.run(told))
     try:
