@@ -12,7 +12,7 @@ from kpx.family import Family
 from kpx.netfilter.deeds import Deeds, sections
 from kpx.netfilter.legacy_blob import RuleDigests, digests, read_blob
 
-_COMMIT = "COMMIT\n"
+_COMMIT = "\nCOMMIT\n"
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _Chain = tuple[str, str]
 
@@ -28,10 +28,12 @@ class LegacyWitness:
     def announced(self, pieces: Iterable[str]) -> Iterator[str]:
         """The same payload, in pieces of any length; what its chains hold before is noted before it can take effect."""
         for piece in pieces:
-            head = piece.removesuffix(_COMMIT)
-            yield head
-            self._note(piece)
-            yield piece[len(head) :]
+            # Each section can take effect with its own COMMIT.
+            for section in piece.split(_COMMIT):
+                if section:
+                    yield f"{section}\n"
+                    self._note(f"{section}{_COMMIT}")
+                    yield _COMMIT[1:]
 
     def missing(self) -> Sequence[str]:
         """What hasn't been done, in words, once the tool has ended."""
