@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
 
+from kpx.errors import KpxError
 from kpx.netfilter.deeds import sections
 from kpx.netfilter.legacy_witness import LegacyWitness
 from kpx.netfilter.readback import Leaves, differing, leaves
@@ -64,7 +65,10 @@ class _NftProof:
         if not self._witness.missing():
             return ()
         left = leaves("".join(self._fed))
-        return tuple(differing(left, _live(self._tools, left), self._tools.family))
+        try:
+            return tuple(differing(left, _live(self._tools, left), self._tools.family))
+        except KpxError as error:
+            return (f"and it can't be read back: {error}",)
 
     def __enter__(self) -> Self:
         return self
