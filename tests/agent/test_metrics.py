@@ -38,6 +38,9 @@ KPX = {
     "kpx_watch_restarts_total": ("counter", {"kind", "reason"}),
     "kpx_service_ports": ("gauge", FAMILY),
     "kpx_restores_total": ("counter", FAMILY),
+    "kpx_unconfirmed_total": ("counter", FAMILY),
+    "kpx_undone_repairs_total": ("counter", {*FAMILY, "process"}),
+    "kpx_last_verified_timestamp_seconds": ("gauge", FAMILY),
     "kpx_restore_lines_total": ("counter", FAMILY),
     "kpx_service_connections_total": ("counter", {"namespace", "service", "port"}),
     "kpx_endpoint_connections_total": ("counter", {"namespace", "service", "port", "endpoint"}),
@@ -55,6 +58,9 @@ def eventful() -> Metrics:
     metrics.synced(V4, 0.3, False, 30, 1, {"nat": 95, "filter": 10}, {"nat": 5, "filter": 1}, 1002.5)
     metrics.sync_failed(V4, full=True)
     metrics.sync_failed(V6, full=False)
+    metrics.unconfirmed(V4)
+    metrics.undone(V6, "kube-proxy", 3)
+    metrics.verified(V4, 1003.5)
     metrics.programmed(V6, 0.4)
     metrics.repaired(V4, "rules", 3)
     metrics.repaired(V4, "jumps")
@@ -176,6 +182,10 @@ def test_everything_else_that_happens() -> None:
     assert value(metrics, "kubeproxy_proxy_livez_total", code="200") == 1
     assert value(metrics, "kpx_repairs_total", ip_family="IPv4", what="rules") == 3
     assert value(metrics, "kpx_repairs_total", ip_family="IPv4", what="jumps") == 1
+    assert value(metrics, "kpx_unconfirmed_total", ip_family="IPv4") == 1
+    assert value(metrics, "kpx_unconfirmed_total", ip_family="IPv6") == 0
+    assert value(metrics, "kpx_undone_repairs_total", ip_family="IPv6", process="kube-proxy") == 3
+    assert value(metrics, "kpx_last_verified_timestamp_seconds", ip_family="IPv4") == 1003.5
     assert value(metrics, "kpx_skipped_objects", kind="Service") == 1
     assert value(metrics, "kpx_cache_objects", kind="EndpointSlice") == 1000
     assert value(metrics, "kpx_watch_restarts_total", kind="Service", reason="expired") == 1
