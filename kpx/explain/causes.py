@@ -353,7 +353,19 @@ def _node_port(world: World, port: ServicePort) -> Iterator[Finding]:
 
 def _source_ranges(world: World, service: api.Service, port: ServicePort) -> Iterator[Finding]:
     ranges = service.spec.load_balancer_source_ranges
-    if ranges and port.load_balancer_ips and not port.source_ranges:
+    if not ranges or not port.load_balancer_ips or port.source_ranges:
+        return
+    everybody = next((cidr for cidr in ranges if cidr.endswith("/0") and Family.of(cidr) is world.family), None)
+    if everybody is not None:
+        others = [cidr for cidr in ranges if Family.of(cidr) is world.family and cidr != everybody]
+        beside = f" The ranges beside it mean nothing: {', '.join(dict.fromkeys(others))}." if others else ""
+        yield Finding(
+            code="ranges-of-everybody",
+            what=f"loadBalancerSourceRanges holds {everybody}: for this family everybody may use the load balancer's "
+            f"addresses.{beside}",
+            advice="Take it out if the others are to restrict, or leave the field empty.",
+        )
+    else:
         yield Finding(
             code="ranges-of-other-family",
             what=f"loadBalancerSourceRanges names no {_FAMILY[world.family]} range: for this family everybody may use "
