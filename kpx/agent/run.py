@@ -252,7 +252,17 @@ class FamilyProxy:
     def _tell_losers(self) -> None:
         for loser, winner in self.desired.take_new_losers().items():
             service, other = "/".join(loser), "/".join(winner)
-            log.error("an address or node port is another Service's", service=service, other=other)
+            losses = list(self.desired.losses(loser))
+            first = next((one for one in losses if one.winner == winner), None)
+            if first is not None:
+                log.error(
+                    "an address or node port is another Service's",
+                    service=service,
+                    other=other,
+                    field=first.field,
+                    what=first.message,
+                    count=len(losses),
+                )
 
 
 def _key(one: api.Object) -> tuple[str, str]:

@@ -187,8 +187,8 @@ def _list(ports: Iterable[ServicePortName]) -> str:
 
 
 def _port(world: World, service: api.Service, port: ServicePort) -> ServicePortReport:
-    served = port.name in world.prepared.cluster.ports
-    ways = tuple(_ways(world, port)) if served else ()
+    served = world.prepared.cluster.ports.get(port.name)
+    ways = tuple(_ways(world, served)) if served else ()
     who = _senders(world, port)
     findings = [*causes.of_port(world, service, port), *deviations.of_rules(world, str(port.name))]
     findings += deviations.of_packets(world, ways, (*who, *_to_itself(world, port)))
