@@ -103,6 +103,7 @@ def _slice(
 def rivals() -> list[Manifest]:
     """External addresses that are the node's own, with ports that are other Services' node ports as well.
 
+    The Node object doesn't tell of these addresses: it can't be seen that the node ports are meant.
     One such pair has endpoints, so that it meets in the nat table; two have none here, so that they meet in the filter.
     """
     slices = [small.endpoint_slice(name, ["10.244.1.1"]) for name in ("a-node-port", "c-node-port")]
@@ -116,7 +117,7 @@ def rivals() -> list[Manifest]:
             for number, (name, port) in enumerate(ports.items(), 1)
         ),
         *(
-            small.service(f"b-address-{port}", f"10.96.1.{port - 30_000 >> 8}", port, externalIPs=["10.200.0.2"])
+            small.service(f"b-address-{port}", f"10.96.1.{port - 30_000 >> 8}", port, externalIPs=["10.200.0.9"])
             for port in (31_000, 32_000)
         ),
     ]
