@@ -21,10 +21,11 @@ from kpx.compiler.fragment import Fragment
 from kpx.compiler.frame import nat_chains
 from kpx.compiler.settings import Settings
 from kpx.compiler.tree import Change, Forest
-from kpx.model.claims import API_SERVER, Claim, Claims, Loss, Shift, api_server_claims
+from kpx.model.claims import Claims, Shift
 from kpx.model.cluster import LARGE_CLUSTER_ENDPOINTS
 from kpx.model.endpoint import Endpoints, count_endpoints, merge_slices
 from kpx.model.policy import Selection, select
+from kpx.model.rights import API_SERVER, Claim, Loss, api_server_claims
 from kpx.model.service import ServicePort, ServicePortName
 from kpx.netfilter.ruleset import Rules, Ruleset
 from kpx.reconcile.edit import Edit

@@ -9,10 +9,10 @@ from kpx.explain.report import Finding
 from kpx.explain.world import World
 from kpx.family import Family
 from kpx.model.balance import misread
-from kpx.model.claims import EXTERNAL, Loss, Right, claims_of
 from kpx.model.endpoint import SERVICE_NAME_LABEL, Endpoint, Endpoints, port_names
 from kpx.model.node import ZONE_LABEL
 from kpx.model.policy import Exclusion, Topology, exclusions, topology
+from kpx.model.rights import EXTERNAL, Loss, Right, claims_of
 from kpx.model.service import ServicePort, ServicePortName
 
 # ---- a Service as a whole ----

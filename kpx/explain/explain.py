@@ -16,8 +16,8 @@ from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePort
 from kpx.explain.ways import Sender, Way, senders, way_report
 from kpx.explain.world import World
 from kpx.family import Family, host_port
-from kpx.model.claims import claims_of
 from kpx.model.endpoint import port_names, takes_over
+from kpx.model.rights import claims_of
 from kpx.model.service import ServicePort, ServicePortName
 from kpx.printable import excerpt
 from kpx.reconcile.report import FRAME

@@ -4,107 +4,22 @@ from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from enum import IntEnum
-from sys import intern
 
-from kpx.model.endpoint import Endpoints
-from kpx.model.service import ServicePort, ServicePortName
-
-Claim = tuple[str, str, int]
-"""Protocol, address (empty for a node port) and port number."""
-
-Claimant = tuple[str, str]
-"""Namespace and name of a Service."""
-
-API_SERVER: Claimant = (intern("default"), intern("kubernetes"))
-"""The Service whose endpoints are the API servers."""
-
-_CLUSTER_IP, _NODE_PORT = "spec.clusterIP", "spec.ports.nodePort"
-EXTERNAL, _INGRESS = "spec.externalIPs", "status.loadBalancer.ingress"
-
-
-class Right(IntEnum):
-    """By what right somebody claims something, the strongest first."""
-
-    ALLOTTED = 0
-    """The API server allots cluster IPs and node ports, and gives none twice."""
-    GIVEN = 1
-    """A controller writes a load balancer's addresses into a Service's status."""
-    HELD = 2
-    """It is where an API server listens."""
-    ASKED = 3
-    """Anybody who may write a Service writes what he likes into externalIPs."""
-    YIELDING = 4
-    """An external IP that is this node's own asks for what may be a node port there, and for nothing if it isn't."""
-
-
-Standing = tuple[Right, Claimant]
-"""A claimant of something, and by what right. The least has it: of several with the same right the first by name."""
-
-
-def claims_of(port: ServicePort) -> Iterator[tuple[str, Claim]]:
-    """What a service port claims, by the field of the Service that does so."""
-    yield _CLUSTER_IP, (port.protocol, port.cluster_ip, port.port)
-    for address in port.external_ips:
-        yield EXTERNAL, (port.protocol, address, port.port)
-    for address in port.load_balancer_ips:
-        yield _INGRESS, (port.protocol, address, port.port)
-    if port.node_port:
-        yield _NODE_PORT, (port.protocol, "", port.node_port)
-
-
-_RIGHTS = {
-    _CLUSTER_IP: Right.ALLOTTED,
-    _NODE_PORT: Right.ALLOTTED,
-    _INGRESS: Right.GIVEN,
-    EXTERNAL: Right.ASKED,
-}
-
-
-def api_server_claims(endpoints: Mapping[ServicePortName, Endpoints]) -> frozenset[Claim]:
-    """Where the API servers listen, of one family: the endpoints of their Service, in whatever state."""
-    return frozenset(
-        (name.protocol, one.address, one.port)
-        for name, some in endpoints.items()
-        if (name.namespace, name.name) == API_SERVER
-        for one in some
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Something that a Service goes without: in which field it asks for it, who has it and by what right.
-
-    If that is `Right.YIELDING`, who has it has the node port of that number.
-    """
-
-    field: str
-    claim: Claim
-    winner: Claimant
-    right: Right
-
-    @property
-    def lost(self) -> Claim:
-        """What the winner has: a node port, where that is what the external IP would take."""
-        return _node_port(self.claim) if self.right is Right.YIELDING else self.claim
-
-    @property
-    def what(self) -> str:
-        """What it is, in words."""
-        protocol, address, number = self.claim
-        return f"{address} port {number}/{protocol}" if address else f"node port {number}/{protocol}"
-
-    @property
-    def message(self) -> str:
-        """Who has it, and why."""
-        who = "/".join(self.winner)
-        if self.right is Right.HELD:
-            return f"{self.what} is the API server's, an endpoint of Service {who}"
-        if self.right is Right.GIVEN:
-            return f"{self.what} was given to Service {who} in its {_INGRESS}"
-        if self.right is Right.YIELDING:
-            return f"{self.what} is a node port of Service {who} on this node"
-        return f"{self.what} is already taken by Service {who}"
+from kpx.model.rights import (
+    CLUSTER_IP,
+    EXTERNAL,
+    INGRESS,
+    NODE_PORT,
+    RIGHTS,
+    Claim,
+    Claimant,
+    Loss,
+    Right,
+    Standing,
+    claims_of,
+    node_port_of,
+)
+from kpx.model.service import ServicePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +56,8 @@ class Claims:
         """Say what a Service claims now, and what its endpoints hold against external IPs."""
         asked = tuple(ports)
         if self._made.get(claimant, ()) == asked and self._held.get(claimant, frozenset()) == held:
+            if asked:
+                self._made[claimant] = asked  # the caller's: equal ones of before would take memory of their own
             return _NOTHING
         before = self._rights(self._made.pop(claimant, ()), self._held.pop(claimant, frozenset()))
         now = self._rights(asked, held)
@@ -207,18 +124,18 @@ class Claims:
         found: dict[Claim, Right] = dict.fromkeys(held, Right.HELD)
         for port in ports:
             for field, claim in claims_of(port):
-                right = _RIGHTS[field]
+                right = RIGHTS[field]
                 found[claim] = min(right, found.get(claim, right))
                 if field == EXTERNAL and claim[1] in self.node_addresses:
-                    found.setdefault(_node_port(claim), Right.YIELDING)
+                    found.setdefault(node_port_of(claim), Right.YIELDING)
         return found
 
     def _losses(self, lost: AbstractSet[Claim], port: ServicePort) -> Iterator[Loss]:
         for field, claim in claims_of(port):
             if claim in lost:
                 yield self._loss(field, claim, claim)
-            if self._is_of_node(field, claim) and _node_port(claim) in lost:
-                yield self._loss(field, claim, _node_port(claim))
+            if self._is_of_node(field, claim) and node_port_of(claim) in lost:
+                yield self._loss(field, claim, node_port_of(claim))
 
     def _loss(self, field: str, claim: Claim, lost: Claim) -> Loss:
         standing = self.winner(lost)
@@ -232,7 +149,7 @@ class Claims:
         found: list[ServicePort] = []
         for port in ports:
             losses = list(self._losses(lost, port))
-            if any(one.field in (_CLUSTER_IP, _NODE_PORT) for one in losses):
+            if any(one.field in (CLUSTER_IP, NODE_PORT) for one in losses):
                 return ()
             found.append(_without(losses, port) if losses else port)
         return tuple(found)
@@ -295,11 +212,6 @@ class _Changes:
         self.changed, self.seen = set(), set()
 
 
-def _node_port(claim: Claim) -> Claim:
-    """The node port of the same number."""
-    return claim[0], "", claim[2]
-
-
 def _loses(right: Right, one: Claimant, winner: Standing) -> bool:
     """Whether somebody goes without what the winner has."""
     if one == winner[1] or right is Right.HELD:
@@ -312,5 +224,5 @@ def _without(losses: Iterable[Loss], port: ServicePort) -> ServicePort:
     return replace(
         port,
         external_ips=tuple(one for one in port.external_ips if (EXTERNAL, one) not in gone),
-        load_balancer_ips=tuple(one for one in port.load_balancer_ips if (_INGRESS, one) not in gone),
+        load_balancer_ips=tuple(one for one in port.load_balancer_ips if (INGRESS, one) not in gone),
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from kpx import api
 from kpx.errors import Problem
 from kpx.family import Family
-from kpx.model.claims import API_SERVER, Claimant, Claims, api_server_claims
+from kpx.model.claims import Claims
 from kpx.model.endpoint import Endpoints, Slice, merge_slices, slice_of
+from kpx.model.rights import API_SERVER, Claimant, api_server_claims
 from kpx.model.service import ServicePort, ServicePortName, service_ports
 
 LARGE_CLUSTER_ENDPOINTS = 1000
