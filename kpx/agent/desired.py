@@ -21,10 +21,11 @@ from kpx.compiler.fragment import Fragment
 from kpx.compiler.frame import nat_chains
 from kpx.compiler.settings import Settings
 from kpx.compiler.tree import Change, Forest
-from kpx.model.claims import Claim, Claims
+from kpx.model.claims import Claims, Shift
 from kpx.model.cluster import LARGE_CLUSTER_ENDPOINTS
 from kpx.model.endpoint import Endpoints, count_endpoints, merge_slices
 from kpx.model.policy import Selection, select
+from kpx.model.rights import API_SERVER, Claim, Loss, api_server_claims
 from kpx.model.service import ServicePort, ServicePortName
 from kpx.netfilter.ruleset import Rules, Ruleset
 from kpx.reconcile.edit import Edit
@@ -85,11 +86,12 @@ class Desired:
         self.without_local: dict[Policy, set[ServicePortName]] = {"internal": set(), "external": set()}
         self._inputs = {}
         self._kept: dict[ServiceKey, tuple[Inputs, Fragments]] = {}
-        self._claims = Claims()
         self._endpoint_total = 0
         self.digest = 0
         self.order_counts = False
         self.settings = self._settings(comments=True)
+        self._claims = Claims(self.settings.node_port_places)
+        self._put(API_SERVER)
         self._forest, self._clashes = Forest(self.settings), Clashes()
         return self.store.keys()
 
@@ -99,7 +101,7 @@ class Desired:
             ports = self.store.ports(key, self.target.family)
             if ports:
                 self._inputs[key] = inputs = Inputs(ports, self.store.slices(key))
-                self._claims.put(key, ports)
+                self._put(key)
                 self._endpoint_total += self._count(inputs)
 
     def prepared(self) -> list[ServiceKey]:
@@ -182,7 +184,8 @@ class Desired:
 
     def settings_changed(self) -> bool:
         """Whether everything has to be loaded anew."""
-        return self._settings(self._comments.settle(self._want_comments(), self._clock())) != self.settings
+        settings = self._settings(self._comments.settle(self._want_comments(), self._clock()))
+        return settings != self.settings or frozenset(settings.node_port_places) != self._claims.node_addresses
 
     def settings_due(self) -> float | None:
         """Seconds until the settings will have changed although nothing else does; None if they won't."""
@@ -243,6 +246,10 @@ class Desired:
         """Services that go without an address or a node port because another one has it; and which."""
         return self._losers
 
+    def losses(self, key: ServiceKey) -> Iterator[Loss]:
+        """What a Service goes without."""
+        return self._claims.losses(key)
+
     def holders(self, claims: Iterable[Claim]) -> frozenset[ServiceKey]:
         """The Services that have any of these."""
         return frozenset(filter(None, map(self._claims.holder, claims)))
@@ -263,13 +270,24 @@ class Desired:
     # -- one Service -----------------------------------------------------------------------------------
 
     def _with_rivals(self, touched: Iterable[ServiceKey]) -> frozenset[ServiceKey]:
+        """These Services, and those that win or lose something by what they claim now."""
         keys = frozenset(touched)
-        rivals: set[ServiceKey] = set()
-        for key in keys:
-            rivals |= self._claims.put(key, self.store.ports(key, self.target.family))
-        for key in keys | rivals:
+        shifts = [self._put(key) for key in keys]
+        rivals = frozenset[ServiceKey]().union(*(one.changed for one in shifts))
+        for key in keys.union(rivals, *(one.beaten_by_another for one in shifts)):
             self._note_loser(key)
-        return keys | rivals
+        return keys.union(key for key in rivals if self._kept_ports(key) != self.ports(key))
+
+    def _kept_ports(self, key: ServiceKey) -> Ports:
+        return self._claims.kept(key, self.store.ports(key, self.target.family))
+
+    def _put(self, key: ServiceKey) -> Shift:
+        """Say what a Service claims now."""
+        held = api_server_claims(self._merged_slices(key)) if key == API_SERVER else frozenset()
+        return self._claims.put(key, self.store.ports(key, self.target.family), held)
+
+    def _merged_slices(self, key: ServiceKey) -> Mapping[ServicePortName, Endpoints]:
+        return merge_slices(self.store.slices(key), self.target.family)
 
     def _note_loser(self, key: ServiceKey) -> None:
         winner = self._claims.beaten_by(key)

@@ -17,6 +17,7 @@ from kpx.agent.connections import Connections, Detail, Wanted
 from kpx.agent.desired import Desired
 from kpx.agent.drift import Children, Drift
 from kpx.agent.dump import write_dump
+from kpx.agent.external import ExternalIPs
 from kpx.agent.health import Health
 from kpx.agent.metrics import Metrics
 from kpx.agent.servers import HealthServer, MetricsServer, ServiceHealth, ServiceHealthServers
@@ -29,6 +30,7 @@ from kpx.compiler.compile import Layout, Target
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.model.balance import misread
+from kpx.model.external import ExternalRanges
 from kpx.netfilter.nfacct import Counters
 from kpx.netfilter.tools import Backend, Tools, binary
 from kpx.sources.events import Event, Put, Source, Unsound
@@ -49,6 +51,8 @@ class Setup:
     layout: Layout
     backend: Backend
     connections: Wanted = field(default_factory=Wanted)
+    external_ranges: ExternalRanges | None = None
+    """Where external IPs may be; None: anywhere, as for kube-proxy."""
 
 
 class Agent:
@@ -60,6 +64,7 @@ class Agent:
         self.store = Store(setup.node_name)
         self.drift = Drift(setup.backend)
         self.children = Children(self.drift.recording)
+        self._external_ips = ExternalIPs(setup.external_ranges)
         self._started = time.time()
         self._complete = asyncio.Event()
         self._told: set[str] = set()
@@ -117,6 +122,7 @@ class Agent:
 
     def take(self, event: Event) -> None:
         """Take in what the source tells."""
+        event = self._external_ips.permit(event)
         match event:
             case SourceSynced():
                 self._told.add(event.kind)
@@ -252,7 +258,17 @@ class FamilyProxy:
     def _tell_losers(self) -> None:
         for loser, winner in self.desired.take_new_losers().items():
             service, other = "/".join(loser), "/".join(winner)
-            log.error("an address or node port is another Service's", service=service, other=other)
+            losses = list(self.desired.losses(loser))
+            first = next((one for one in losses if one.winner == winner), None)
+            if first is not None:
+                log.error(
+                    "an address or node port is another Service's",
+                    service=service,
+                    other=other,
+                    field=first.field,
+                    what=first.message,
+                    count=len(losses),
+                )
 
 
 def _key(one: api.Object) -> tuple[str, str]:

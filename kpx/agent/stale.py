@@ -23,8 +23,8 @@ from kpx.agent.metrics import Metrics
 from kpx.agent.store import ServiceKey
 from kpx.agent.sync import Synced
 from kpx.errors import KpxError
-from kpx.model.claims import Claim
 from kpx.model.endpoint import merge_slices
+from kpx.model.rights import Claim
 from kpx.model.service import ServicePort
 from kpx.netfilter import conntrack
 from kpx.netfilter.flows import IPV4_SIZE, Flow, Frontends, Place, frontends, queries, stale

@@ -11,6 +11,7 @@ from pydantic import Field
 from kpx.api import Node
 from kpx.cli.inputs import Inputs
 from kpx.cli.output import columns, json_text
+from kpx.compiler.settings import settings_for
 from kpx.errors import Problem
 from kpx.family import Family
 from kpx.model.cluster import cluster_of, without_conflicts
@@ -49,9 +50,10 @@ def command(old: Inputs, new: Inputs, families: Sequence[Family], form: str) -> 
 
 
 def _revision(inputs: Inputs, family: Family) -> tuple[Revision, tuple[Problem, ...]]:
-    cluster, conflicts = without_conflicts(cluster_of(inputs.objects, family, inputs.node_name))
     nodes = (one for one in inputs.objects if isinstance(one, Node) and one.metadata.name == inputs.node_name)
     view = node_view(inputs.node_name, family, next(nodes, None), inputs.config.bind_address)
+    places = settings_for(inputs.config, view).node_port_places
+    cluster, conflicts = without_conflicts(cluster_of(inputs.objects, family, inputs.node_name), places)
     return Revision(cluster, view), conflicts
 
 

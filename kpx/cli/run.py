@@ -25,6 +25,7 @@ from kpx.cli.inputs import backend_option, config_option, layout_option, node_na
 from kpx.compiler.compile import Layout
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.model.external import ExternalRanges, parse_ranges
 from kpx.netfilter.backend import detect
 from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.apply import remove
@@ -47,6 +48,7 @@ class _Options:
     layout: Layout
     backend: str
     connections: Wanted
+    external_ranges: ExternalRanges | None
 
 
 @click.command()
@@ -79,6 +81,14 @@ class _Options:
     metavar="SECONDS",
     help="Read these counters at most so often; more seldom if that would take more than 2 % of the time.",
 )
+@click.option(
+    "--external-ip-ranges",
+    "external_ranges",
+    multiple=True,
+    metavar="CIDR[,CIDR]",
+    help="Refuse external IPs of Services outside these ranges; an empty text refuses all. May be repeated "
+    "[default: none is refused].",
+)
 @click.option("--once", is_flag=True, help="Bring the kernel up to date once and end.")
 @click.option("--init-only", is_flag=True, help="Set the host's kernel parameters and end.")
 @click.option("--cleanup", is_flag=True, help="Remove every rule of ours and end.")
@@ -91,6 +101,7 @@ def command(
     backend: str,
     connections: str,
     connections_every: float,
+    external_ranges: tuple[str, ...],
     once: bool,
     init_only: bool,
     cleanup: bool,
@@ -115,6 +126,7 @@ def command(
         Layout(layout),
         backend,
         Wanted(Detail(connections), connections_every),
+        _ranges(external_ranges),
     )
     if cleanup:
         _clean_up(_backend(backend))
@@ -124,6 +136,13 @@ def command(
         host.setup(config)
     else:
         asyncio.run(_once(options, config) if once else _serve(options, config))
+
+
+def _ranges(texts: tuple[str, ...]) -> ExternalRanges | None:
+    try:
+        return parse_ranges(texts) if texts else None
+    except KpxError as error:
+        raise KpxError(f"--external-ip-ranges: {error}") from None
 
 
 def _clean_up(backend: Backend) -> None:
@@ -151,7 +170,12 @@ def _configure(config_file: str | None) -> KubeProxyConfiguration:
 async def _agent(options: _Options, config: KubeProxyConfiguration, metrics: Metrics) -> AsyncIterator[Agent]:
     """An agent and what it is connected to."""
     setup = Setup(
-        config, node_name(options.node, config), options.layout, _backend(options.backend), options.connections
+        config,
+        node_name(options.node, config),
+        options.layout,
+        _backend(options.backend),
+        options.connections,
+        options.external_ranges,
     )
     for warning in host.shortcomings(setup.backend):
         log.warning(warning)

@@ -1,7 +1,7 @@
 """The whole compiler: objects and a configuration in, a ruleset out. Pure, and the same for any input order."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kpx import api
@@ -60,8 +60,10 @@ def prepare(objects: Iterable[api.Object], config: api.KubeProxyConfiguration, t
     """Sort out what a target needs to know of objects and configuration."""
     every = tuple(objects)
     node = next((one for one in every if isinstance(one, api.Node) and one.metadata.name == target.node_name), None)
-    cluster, problems = without_conflicts(cluster_of(every, target.family, target.node_name))
-    return Prepared(cluster, target_settings(config, target, node, comments=not cluster.is_large), problems)
+    settings = target_settings(config, target, node, comments=True)
+    everything = cluster_of(every, target.family, target.node_name)
+    cluster, problems = without_conflicts(everything, settings.node_port_places)
+    return Prepared(cluster, replace(settings, comments=not cluster.is_large), problems)
 
 
 def target_settings(

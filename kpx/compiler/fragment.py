@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kpx.compiler import names
 from kpx.compiler.choice import Affinity, Arm, Choose, linear
 from kpx.compiler.settings import Settings
-from kpx.compiler.words import comment, source
+from kpx.compiler.words import comment
 from kpx.family import Family
 from kpx.model.balance import AffinityScope
 from kpx.model.endpoint import Endpoint, Endpoints
@@ -146,7 +146,7 @@ class _PortCompiler:
     def _firewall_rules(self) -> Iterator[str]:
         allowed = f"{comment(f'{self.label} loadbalancer IP')} -j {self.external_chain}"
         for cidr in self.port.source_ranges:
-            yield f"{source(cidr)}{allowed}"
+            yield f"-s {cidr} {allowed}"
         if any(self.settings.node.is_in(cidr) for cidr in self.port.source_ranges):
             # A load balancer's address is often also a local one: the node's own packets then bear it as source.
             for address in self.port.load_balancer_ips:

@@ -30,6 +30,11 @@ class Settings:
     nfacct: bool = False
 
     @property
+    def node_port_places(self) -> tuple[str, ...]:
+        """The addresses of the node, as far as they are known, on which node ports are open."""
+        return self.node.addresses if self.node_port_addresses is None else self.node_port_addresses
+
+    @property
     def host_mask(self) -> str:
         """The mask that `-m recent` prints for single addresses."""
         return "255.255.255.255" if self.family is Family.IPV4 else ":".join(["ffff"] * 8)

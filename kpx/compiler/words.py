@@ -14,11 +14,6 @@ def comment(text: str) -> str:
     return f'-m comment --comment "{text}"'
 
 
-def source(cidr: str) -> str:
-    """A source match with a space behind it, or nothing for the range that holds every address."""
-    return "" if cidr.endswith("/0") else f"-s {cidr} "
-
-
 @lru_cache(maxsize=8192)
 def one_in(n: int) -> str:
     """The match that takes one packet in `n` at random.

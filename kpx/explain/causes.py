@@ -9,10 +9,10 @@ from kpx.explain.report import Finding
 from kpx.explain.world import World
 from kpx.family import Family
 from kpx.model.balance import misread
-from kpx.model.claims import Claims, claims_of
 from kpx.model.endpoint import SERVICE_NAME_LABEL, Endpoint, Endpoints, port_names
 from kpx.model.node import ZONE_LABEL
 from kpx.model.policy import Exclusion, Topology, exclusions, topology
+from kpx.model.rights import EXTERNAL, Loss, Right, claims_of
 from kpx.model.service import ServicePort, ServicePortName
 
 # ---- a Service as a whole ----
@@ -116,26 +116,40 @@ def of_port(world: World, service: api.Service, port: ServicePort) -> Iterator[F
 
 
 def _taken(world: World, port: ServicePort) -> Iterator[Finding]:
-    """Addresses with ports, or node ports, that two Services claim: one has them, the other goes without."""
-    mine = (port.name.namespace, port.name.name)
-    for other in world.cluster.ports.values():
-        theirs = (other.name.namespace, other.name.name)
-        shared = {claim for _, claim in claims_of(port)} & {claim for _, claim in claims_of(other)}
-        if theirs == mine or not shared:
-            continue
-        protocol, address, number = min(shared)
-        what = f"{address} port {number}/{protocol}" if address else f"Node port {number}/{protocol}"
-        claims = Claims()
-        for who, what_of in ((mine, port), (theirs, other)):
-            claims.put(who, [what_of])
-        winner = claims.winner(min(shared))
-        loser = theirs if winner == mine else mine
-        yield Finding(
-            code="address-taken" if address else "node-port-taken",
-            what=f"{what} is claimed by {'/'.join(winner)} and by {'/'.join(loser)}. The former has it; "
-            f"{'/'.join(loser)} goes without until that is settled.",
-            advice=f"Give one of them another {'address or port' if address else 'node port'}.",
-        )
+    """Addresses with ports, or node ports, that several claim: one has them, the others go without."""
+    mine, claimed = (port.name.namespace, port.name.name), set(claims_of(port))
+    for loss in world.claims.losses(mine):
+        if (loss.field, loss.claim) in claimed:
+            yield _taken_by_another(loss, "/".join(mine))
+    had = {claim for _, claim in claimed}
+    for loser in sorted(world.claims.losers()):
+        won = (one for one in world.claims.losses(loser) if one.winner == mine and one.lost in had)
+        if first := next(won, None):
+            yield _taken_by_another(first, "/".join(loser))
+
+
+def _taken_by_another(loss: Loss, loser: str) -> Finding:
+    what, winner = loss.what[0].upper() + loss.what[1:], "/".join(loss.winner)
+    advice = f"Give one of them another {'address or port' if loss.claim[1] else 'node port'}."
+    match loss.right:
+        case Right.HELD:
+            why = (
+                f"{what} is where the API server listens, an endpoint of {winner}. {loser} asks for it in {loss.field}"
+            )
+            advice = f"Take it out of {loser}."
+        case Right.YIELDING:
+            why = f"{what} is a node port of {winner} on this node. {loser} asks for it in {loss.field}"
+            advice = f"Give {loser} another address or port."
+        case Right.GIVEN if loss.field == EXTERNAL:
+            why = f"{what} was given to {winner}, as its status says. {loser} asks for it in {loss.field}"
+            advice = f"Take it out of {loser}, or have the controller of load balancers give it another address."
+        case _:
+            why = f"{what} is claimed by {winner} and by {loser}. The former has it"
+    return Finding(
+        code="address-taken" if loss.claim[1] else "node-port-taken",
+        what=f"{why}; {loser} goes without{' until that is settled' if loss.right is not Right.HELD else ''}.",
+        advice=advice,
+    )
 
 
 def state(endpoint: Endpoint, what: Exclusion, zone: str = "") -> str:
@@ -353,7 +367,19 @@ def _node_port(world: World, port: ServicePort) -> Iterator[Finding]:
 
 def _source_ranges(world: World, service: api.Service, port: ServicePort) -> Iterator[Finding]:
     ranges = service.spec.load_balancer_source_ranges
-    if ranges and port.load_balancer_ips and not port.source_ranges:
+    if not ranges or not port.load_balancer_ips or port.source_ranges:
+        return
+    everybody = next((cidr for cidr in ranges if cidr.endswith("/0") and Family.of(cidr) is world.family), None)
+    if everybody is not None:
+        others = [cidr for cidr in ranges if Family.of(cidr) is world.family and cidr != everybody]
+        beside = f" The ranges beside it mean nothing: {', '.join(dict.fromkeys(others))}." if others else ""
+        yield Finding(
+            code="ranges-of-everybody",
+            what=f"loadBalancerSourceRanges holds {everybody}: for this family everybody may use the load balancer's "
+            f"addresses.{beside}",
+            advice="Take it out if the others are to restrict, or leave the field empty.",
+        )
+    else:
         yield Finding(
             code="ranges-of-other-family",
             what=f"loadBalancerSourceRanges names no {_FAMILY[world.family]} range: for this family everybody may use "

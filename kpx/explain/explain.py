@@ -1,7 +1,7 @@
 """The answer to a question about a Service, an address, a node port, a pod or a chain, from objects and rules."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
@@ -15,8 +15,9 @@ from kpx.explain import causes, deviations
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
 from kpx.explain.ways import Sender, Way, senders, way_report
 from kpx.explain.world import World
-from kpx.family import Family
-from kpx.model.claims import claims_of
+from kpx.family import Family, host_port
+from kpx.model.endpoint import port_names, takes_over
+from kpx.model.rights import claims_of
 from kpx.model.service import ServicePort, ServicePortName
 from kpx.printable import excerpt
 from kpx.reconcile.report import FRAME
@@ -186,8 +187,8 @@ def _list(ports: Iterable[ServicePortName]) -> str:
 
 
 def _port(world: World, service: api.Service, port: ServicePort) -> ServicePortReport:
-    served = port.name in world.prepared.cluster.ports
-    ways = tuple(_ways(world, port)) if served else ()
+    served = world.prepared.cluster.ports.get(port.name)
+    ways = tuple(_ways(world, served)) if served else ()
     who = _senders(world, port)
     findings = [*causes.of_port(world, service, port), *deviations.of_rules(world, str(port.name))]
     findings += deviations.of_packets(world, ways, (*who, *_to_itself(world, port)))
@@ -202,7 +203,7 @@ def _port(world: World, service: api.Service, port: ServicePort) -> ServicePortR
         affinity_scope=port.balancing.scope,
         balance=port.balancing.balance,
         local_weight=port.balancing.local_weight,
-        source_ranges=port.source_ranges,
+        source_ranges=tuple(dict.fromkeys(port.source_ranges)),
         ways=[way_report(world.simulator, way, who) for way in ways],
         endpoints=list(_endpoints(world, port)),
         findings=findings,
@@ -226,7 +227,7 @@ def _ways(world: World, port: ServicePort) -> Iterator[Way]:
 def _senders(world: World, port: ServicePort) -> tuple[Sender, ...]:
     settings = world.prepared.settings
     addresses = [one.address for one in world.endpoints(port.name)]
-    ranges = port.source_ranges if port.load_balancer_ips else ()
+    ranges = tuple(dict.fromkeys(port.source_ranges)) if port.load_balancer_ips else ()
     return senders(world.family, settings.local_pods, settings.node.address, addresses, ranges)
 
 
@@ -243,17 +244,28 @@ def _to_itself(world: World, port: ServicePort) -> Iterator[Sender]:
 def _endpoints(world: World, port: ServicePort) -> Iterator[EndpointReport]:
     selection = world.selection(port)
     out = causes.not_used(world, port)
-    sources = {
-        one.addresses[0]: one
-        for part in world.slices_of((port.name.namespace, port.name.name))
-        for one in part.endpoints
-    }
+    sources = _sources(world, port)
     for one in world.endpoints(port.name):
-        source = sources.pop(one.address, None)
-        yield _endpoint(str(one), source, one in selection.reachable, out.get(one, ""), one.weight)
+        yield _endpoint(str(one), sources.get(str(one)), one in selection.reachable, out.get(one, ""), one.weight)
+    known = {one.address for one in world.endpoints(port.name)}
+    slices = world.slices_of((port.name.namespace, port.name.name))
+    others = {one.addresses[0]: one for part in slices for one in part.endpoints if one.addresses[0] not in known}
     for address, why in causes.strangers(world, port).items():
-        if address in sources:
-            yield _endpoint(address, sources[address], False, why)
+        if address in others:
+            yield _endpoint(address, others[address], False, why)
+
+
+def _sources(world: World, port: ServicePort) -> Mapping[str, api.Endpoint]:
+    """What the endpoints of a service port were read from, by address and port: as `merge_slices` chooses."""
+    service = (port.name.namespace, port.name.name)
+    found: dict[str, api.Endpoint] = {}
+    for part in sorted(filter(world.is_of_family, world.slices_of(service)), key=lambda one: one.metadata.name):
+        for number in (number for name, number in port_names(part, service) if name == port.name):
+            for one in part.endpoints:
+                place = host_port(one.addresses[0], number)
+                if takes_over(one.conditions.terminating is True, place in found):
+                    found[place] = one
+    return found
 
 
 def _endpoint(

@@ -10,7 +10,8 @@ from kpx.analysis.simulate import Simulator, tables_of
 from kpx.compiler.compile import Layout, Prepared, Target, compile_cluster, prepare
 from kpx.errors import Problem
 from kpx.family import Family
-from kpx.model.cluster import Cluster, cluster_of
+from kpx.model.claims import Claims
+from kpx.model.cluster import Cluster, claims_in, cluster_of
 from kpx.model.endpoint import Endpoints, is_of, service_of
 from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort, ServicePortName
@@ -49,6 +50,11 @@ class World:
     def cluster(self) -> Cluster:
         """All Services, those whose addresses are taken too."""
         return cluster_of(self.objects, self.family, self.node_name)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """Who has which address and node port, and who goes without."""
+        return claims_in(self.cluster, self.prepared.settings.node_port_places)
 
     @cached_property
     def ruleset(self) -> Ruleset:

@@ -1,14 +1,15 @@
 """The cluster as one family of a proxy sees it: service ports and the endpoints behind them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kpx import api
 from kpx.errors import Problem
 from kpx.family import Family
-from kpx.model.claims import Claim, Claimant, Claims, claims_of
+from kpx.model.claims import Claims
 from kpx.model.endpoint import Endpoints, Slice, merge_slices, slice_of
+from kpx.model.rights import API_SERVER, Claimant, api_server_claims
 from kpx.model.service import ServicePort, ServicePortName, service_ports
 
 LARGE_CLUSTER_ENDPOINTS = 1000
@@ -45,22 +46,29 @@ def cluster_of(objects: Iterable[api.Object], family: Family, node_name: str) ->
     return Cluster({name: ports[name] for name in sorted(ports)}, endpoints)
 
 
-def without_conflicts(cluster: Cluster) -> tuple[Cluster, tuple[Problem, ...]]:
+def claims_in(cluster: Cluster, node_addresses: Iterable[str] = ()) -> Claims:
+    """Who has what; `node_addresses` are where this node's node ports are open."""
+    claims = Claims(node_addresses)
+    services = _by_service(cluster)
+    held = api_server_claims(cluster.endpoints)
+    for service in {**services, API_SERVER: ()}:
+        claims.put(service, services.get(service, ()), held if service == API_SERVER else frozenset())
+    return claims
+
+
+def without_conflicts(cluster: Cluster, node_addresses: Iterable[str] = ()) -> tuple[Cluster, tuple[Problem, ...]]:
     """Take from Services the addresses that another one has already, and leave out who can't do without: see `Claims`.
 
     It doesn't matter in what order the objects came in. The problems name both Services and the field of the one
-    that goes without.
+    that goes without, one for each that does.
     """
-    claims = Claims()
+    claims = claims_in(cluster, node_addresses)
     services = _by_service(cluster)
-    for service, ports in services.items():
-        claims.put(service, ports)
-    broken: dict[Claimant, Problem] = {}
-    for service, problem in _conflicts(cluster, claims):
-        broken.setdefault(service, problem)
     kept = {port.name: port for service, ports in services.items() for port in claims.kept(service, tuple(ports))}
     sound = {name: kept[name] for name in cluster.ports if name in kept}
-    return Cluster(sound, cluster.endpoints), tuple(broken.values())
+    first = ((service, next(claims.losses(service), None)) for service in services)
+    problems = (Problem(f"Service {'/'.join(who)}", loss.message, loss.field) for who, loss in first if loss)
+    return Cluster(sound, cluster.endpoints), tuple(problems)
 
 
 def _by_service(cluster: Cluster) -> dict[Claimant, list[ServicePort]]:
@@ -68,22 +76,3 @@ def _by_service(cluster: Cluster) -> dict[Claimant, list[ServicePort]]:
     for name, port in cluster.ports.items():
         services[name.namespace, name.name].append(port)
     return services
-
-
-def _conflicts(cluster: Cluster, claims: Claims) -> Iterator[tuple[Claimant, Problem]]:
-    for name, port in cluster.ports.items():
-        service = (name.namespace, name.name)
-        for field, claim in claims_of(port):
-            owner = claims.winner(claim)
-            if owner != service:
-                yield service, _conflict(service, owner, field, claim)
-
-
-def _conflict(service: Claimant, owner: Claimant, field: str, claim: Claim) -> Problem:
-    protocol, address, number = claim
-    what = f"{address} port {number}/{protocol}" if address else f"node port {number}/{protocol}"
-    return Problem(
-        subject=f"Service {service[0]}/{service[1]}",
-        path=field,
-        message=f"{what} is already taken by Service {owner[0]}/{owner[1]}",
-    )

@@ -119,9 +119,12 @@ def service_of(endpoint_slice: api.EndpointSlice) -> tuple[str, str] | None:
 def merge_slices(slices: Iterable[Slice], family: Family) -> Mapping[ServicePortName, Endpoints]:
     """The endpoints of one Service by service port, from all of its slices.
 
-    Slices may repeat an endpoint, for instance while it moves from one to another: the last one on this node
-    wins, else the first, slices taken by name, as kube-proxy's EndpointSliceCache does. Only an endpoint's
-    first address counts. Endpoints are sorted by their text, which is the order of kube-proxy's rules.
+    Slices may repeat an address and port: while an endpoint moves from one to another, or because the IP of a pod
+    that terminates is in use again. As in kube-proxy 1.36 (`pkg/proxy/endpointslicecache.go`), the later one is taken,
+    whole, unless it terminates: so what doesn't terminate goes before what does, the last of several that don't has
+    it, and the first of several that all do. kube-proxy walks slices in an order that changes; here it is that of
+    their names, one of those that it may take. Only an endpoint's first address counts. Endpoints are sorted by their
+    text, which is the order of kube-proxy's rules.
     """
     merged: dict[ServicePortName, dict[str, Endpoint]] = {}
     for one in sorted((one for one in slices if one.family is family), key=lambda one: one.name):
@@ -129,9 +132,14 @@ def merge_slices(slices: Iterable[Slice], family: Family) -> Mapping[ServicePort
             found = merged.setdefault(ServicePortName(*one.service, port, protocol), {})
             for endpoint in one.endpoints(number):
                 key = str(endpoint)
-                if endpoint.local or key not in found:
+                if takes_over(endpoint.terminating, key in found):
                     found[key] = endpoint
     return {name: tuple(found[key] for key in sorted(found)) for name, found in merged.items()}
+
+
+def takes_over(terminating: bool, known: bool) -> bool:
+    """Whether an endpoint counts rather than what was listed before; `known` says whether anything was."""
+    return not terminating or not known
 
 
 def count_endpoints(slices: Iterable[Slice], name: ServicePortName, family: Family) -> int:

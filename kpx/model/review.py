@@ -182,7 +182,7 @@ def _source_ranges(before: Sequence[str], after: Sequence[str]) -> Iterator[Stat
     if set(before) == set(after):
         return
     narrower = bool(after) and not (before and set(before) <= set(after))
-    texts = (", ".join(sorted(one)) or "everybody" for one in (before, after))
+    texts = (", ".join(sorted(set(one))) or "everybody" for one in (before, after))
     text = "load balancer open to " + " → ".join(texts)
     yield Statement("source ranges", text, tuple(before), tuple(after), narrower)
 

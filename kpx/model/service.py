@@ -92,7 +92,7 @@ def service_ports(service: api.Service, family: Family) -> Iterator[ServicePort]
             node_port=port.node_port,
             external_ips=_of_family(spec.external_ips, family),
             load_balancer_ips=_of_family(_load_balancer_vips(service), family),
-            source_ranges=_of_family(spec.load_balancer_source_ranges, family),
+            source_ranges=_source_ranges(spec, family),
             health_check_node_port=spec.health_check_node_port if local and spec.type == "LoadBalancer" else 0,
             affinity_seconds=_affinity_seconds(spec),
             external_local=external and local,
@@ -111,6 +111,16 @@ def _load_balancer_vips(service: api.Service) -> Iterator[str]:
     for ingress in service.status.load_balancer.ingress:
         if ingress.ip and ingress.ip_mode != "Proxy":
             yield ingress.ip
+
+
+def _source_ranges(spec: api.ServiceSpec, family: Family) -> tuple[str, ...]:
+    """The ranges that restrict a load balancer's clients; none if one of them holds everybody.
+
+    As kube-proxy 1.36 (`pkg/proxy/serviceport.go`) takes them: each family by itself, repeated ones as often as they
+    stand there.
+    """
+    ranges = tuple(cidr for cidr in spec.load_balancer_source_ranges if Family.of(cidr) is family)
+    return () if any(cidr.endswith("/0") for cidr in ranges) else ranges
 
 
 def _affinity_seconds(spec: api.ServiceSpec) -> int:

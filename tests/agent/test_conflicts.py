@@ -1,6 +1,7 @@
 """Services that claim what others have: who has it, and that the others lose nothing else."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ from kpx.analysis.simulate import Simulator, tables_of
 from kpx.api import KubeProxyConfiguration, Object, parse_object
 from kpx.compiler.compile import Layout, Target, compile_sound
 from kpx.family import Family
+from kpx.netfilter.tools import Backend
 from kpx.sources.events import Gone, Put
-from tests.manifests import endpoint_slice, service
+from tests.agent.harness import AgentProcess, save
+from tests.kernel import BACKENDS, needs_kernel
+from tests.lab import Namespace
+from tests.manifests import endpoint_slice, service, write
 
 CONFIG = KubeProxyConfiguration()
 TARGET = Target("node-0", Family.IPV4, Layout.TREE)
@@ -99,3 +104,49 @@ def test_whatever_is_claimed_when_the_rules_are_those_of_a_fresh_compile(seed: i
             assert desired.losers() == before
             assert not desired.take_new_losers()
     assert contested > 100
+
+
+BALANCER = "203.0.113.7"
+
+
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_in_the_kernel_a_load_balancers_address_and_its_ranges_stay_when_a_thief_comes(
+    backend: Backend, tmp_path: Path
+) -> None:
+    """And what the thief loses comes to it when the other one goes."""
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    port = {"name": "http", "port": 80, "nodePort": 30080}
+    web = service("web", "10.96.0.10", type="LoadBalancer", ports=[port], loadBalancerSourceRanges=["192.0.2.0/24"])
+    web |= {"status": {"loadBalancer": {"ingress": [{"ip": BALANCER}]}}}
+    victim = [web, endpoint_slice("web", ["10.244.0.1"])]
+    wanted = [BALANCER, "203.0.113.66"]
+    thief = [service("a-thief", "10.96.0.66", externalIPs=wanted), endpoint_slice("a-thief", ["10.244.0.66"])]
+    write(folder / "victim.json", victim)
+    with Namespace() as namespace:
+        namespace.ip("link set lo up")
+        arguments = ("--manifests", folder, "--node", "node-0")
+        with AgentProcess(namespace, tmp_path, None, *arguments, backend=backend, layout=Layout.CLASSIC) as agent:
+
+            def rules(of: str) -> list[str]:
+                lines = save(namespace, backend, Family.IPV4).splitlines()
+                return [line for line in lines if line.startswith("-A") and of in line]
+
+            def wait_for(of: str, text: str) -> None:
+                for _ in agent.patiently(20, f"{text} in rules of {of}"):
+                    if any(text in line for line in rules(of)):
+                        return
+
+            wait_for(BALANCER, "-j KUBE-FW-")
+            before = rules(BALANCER), rules("shop/web:http")
+            write(folder / "thief.json", thief)
+            wait_for("203.0.113.66", "shop/a-thief:http")
+            assert (rules(BALANCER), rules("shop/web:http")) == before
+            (told,) = agent.wait_for_log("an address or node port is another Service's")
+            assert (told["service"], told["other"], told["field"]) == ("shop/a-thief", "shop/web", "spec.externalIPs")
+            assert f"{BALANCER} port 80/tcp was given to Service shop/web" in told["what"]
+            (folder / "victim.json").unlink()
+            wait_for(BALANCER, "shop/a-thief:http")
+            assert rules("shop/web:http") == []

@@ -23,12 +23,12 @@ from kpx.sources import manifests
 from tests.analysis.probes import destinations, from_everywhere
 from tests.compiler.clusters import Manifest, clusters, configs
 from tests.compiler.layouts import Input
-from tests.compiler.towns import CONFIG, NODE_ADDRESSES, rivals, town
+from tests.compiler.towns import CONFIG, NODE_ADDRESSES, UNTOLD_ADDRESS, rivals, town
 from tests.kernel import FAMILIES, case_path
 from tests.manifests import endpoint_slice
 from tests.manifests import service as one_service
 
-HOST = Host(NODE_ADDRESSES)
+HOST = Host((*NODE_ADDRESSES, UNTOLD_ADDRESS))
 STEP = Fraction(1, 1 << 31)
 CASES = sorted(path.name for path in case_path("").iterdir() if path.is_dir())
 
@@ -90,7 +90,7 @@ def known_clients(classic: Ruleset) -> list[Mapping[str, float]]:
 def test_node_ports_that_meet_addresses() -> None:
     some = Input.of(rivals(), CONFIG, Family.IPV4)
     classic, low = some.classic(), some.tree()
-    own = Packet("198.51.100.7", NODE_ADDRESSES[0], "tcp", 0, in_interface="eth0")
+    own = Packet("198.51.100.7", UNTOLD_ADDRESS, "tcp", 0, in_interface="eth0")
     met = [min(simulator(classic).outcomes(replace(own, destination_port=port))) for port in (31_000, 32_000)]
     assert [one.fate for one in met] == [Fate.DROPPED, Fate.REJECTED]
     assert_same(classic, low, packets(classic, low))

@@ -223,6 +223,20 @@ def test_who_names_no_api_server_is_told() -> None:
         assert "WARNING" not in release(values).notes
 
 
+def test_ranges_for_external_ips() -> None:
+    """Null is as kube-proxy, and an empty list is something else."""
+
+    def args(values: dict[str, Any]) -> list[str]:
+        return [one for one in release(values).container["args"] if one.startswith("--external-ip-ranges")]
+
+    assert args({}) == args({"externalIPRanges": None}) == []
+    assert args({"externalIPRanges": []}) == ["--external-ip-ranges="]
+    ranges = ["203.0.113.0/24", "2001:db8::/64"]
+    assert args({"externalIPRanges": ranges}) == ["--external-ip-ranges=203.0.113.0/24,2001:db8::/64"]
+    with pytest.raises(HelmError, match="externalIPRanges"):
+        release({"externalIPRanges": ["203.0.113.7"]})
+
+
 def test_further_arguments_come_last() -> None:
     assert release({"extraArgs": ["--layout", "tree"]}).container["args"][-2:] == ["--layout", "tree"]
 

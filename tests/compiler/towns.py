@@ -16,6 +16,8 @@ CONFIG: Manifest = {
     "clusterCIDR": "10.244.0.0/16,fd00:244::/48",
 }
 NODE_ADDRESSES = ("10.200.0.2", "fd00:200::2")
+UNTOLD_ADDRESS = "10.200.0.9"
+"""Another one of the node, which its Node object doesn't tell of."""
 _VIPS = (int(IPv4Address("10.96.0.0")), int(IPv6Address("fd00:10:96::")))
 _POOLS = ("203.0.113.{}", "198.51.100.{}", "192.0.2.{}", "100.64.7.{}")
 
@@ -103,6 +105,7 @@ def _slice(
 def rivals() -> list[Manifest]:
     """External addresses that are the node's own, with ports that are other Services' node ports as well.
 
+    The Node object doesn't tell of these addresses: it can't be seen that the node ports are meant.
     One such pair has endpoints, so that it meets in the nat table; two have none here, so that they meet in the filter.
     """
     slices = [small.endpoint_slice(name, ["10.244.1.1"]) for name in ("a-node-port", "c-node-port")]
@@ -116,7 +119,7 @@ def rivals() -> list[Manifest]:
             for number, (name, port) in enumerate(ports.items(), 1)
         ),
         *(
-            small.service(f"b-address-{port}", f"10.96.1.{port - 30_000 >> 8}", port, externalIPs=["10.200.0.2"])
+            small.service(f"b-address-{port}", f"10.96.1.{port - 30_000 >> 8}", port, externalIPs=[UNTOLD_ADDRESS])
             for port in (31_000, 32_000)
         ),
     ]

@@ -237,6 +237,16 @@ BROKEN = [
         "ranges-of-other-family",
         ["IPv4", "everybody"],
     ),
+    Broken(
+        "a source range of everybody",
+        [
+            node(),
+            load_balancer([{"ip": "203.0.113.9"}], loadBalancerSourceRanges=["10.0.0.0/8", "0.0.0.0/0"]),
+            slices(),
+        ],
+        "ranges-of-everybody",
+        ["0.0.0.0/0", "everybody", "10.0.0.0/8"],
+    ),
     # -- rules that aren't what they should be --
     Broken(
         "an endpoint's rule is missing",
