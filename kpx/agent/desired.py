@@ -21,7 +21,7 @@ from kpx.compiler.fragment import Fragment
 from kpx.compiler.frame import nat_chains
 from kpx.compiler.settings import Settings
 from kpx.compiler.tree import Change, Forest
-from kpx.model.claims import Claims, Shift
+from kpx.model.claims import NO_SHIFT, Claims, Shift
 from kpx.model.cluster import LARGE_CLUSTER_ENDPOINTS
 from kpx.model.endpoint import Endpoints, count_endpoints, merge_slices
 from kpx.model.policy import Selection, select
@@ -91,6 +91,7 @@ class Desired:
         self.order_counts = False
         self.settings = self._settings(comments=True)
         self._claims = Claims(self.settings.node_port_places)
+        self._claimed: dict[ServiceKey, Ports] = {}
         self._put(API_SERVER)
         self._forest, self._clashes = Forest(self.settings), Clashes()
         return self.store.keys()
@@ -282,9 +283,16 @@ class Desired:
         return self._claims.kept(key, self.store.ports(key, self.target.family))
 
     def _put(self, key: ServiceKey) -> Shift:
-        """Say what a Service claims now."""
+        """Say what a Service claims now; where its ports are the very same, as when endpoints change, that is known."""
+        ports = self.store.ports(key, self.target.family)
+        if self._claimed.get(key) is ports and key != API_SERVER:
+            return NO_SHIFT
+        if ports:
+            self._claimed[key] = ports
+        else:
+            self._claimed.pop(key, None)
         held = api_server_claims(self._merged_slices(key)) if key == API_SERVER else frozenset()
-        return self._claims.put(key, self.store.ports(key, self.target.family), held)
+        return self._claims.put(key, ports, held)
 
     def _merged_slices(self, key: ServiceKey) -> Mapping[ServicePortName, Endpoints]:
         return merge_slices(self.store.slices(key), self.target.family)

@@ -4,6 +4,7 @@ from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Final
 
 from kpx.model.rights import (
     CLUSTER_IP,
@@ -30,7 +31,7 @@ class Shift:
     beaten_by_another: frozenset[Claimant]
 
 
-_NOTHING = Shift(frozenset(), frozenset())
+NO_SHIFT: Final = Shift(frozenset(), frozenset())
 
 
 class Claims:
@@ -58,7 +59,7 @@ class Claims:
         if self._made.get(claimant, ()) == asked and self._held.get(claimant, frozenset()) == held:
             if asked:
                 self._made[claimant] = asked  # the caller's: equal ones of before would take memory of their own
-            return _NOTHING
+            return NO_SHIFT
         before = self._rights(self._made.pop(claimant, ()), self._held.pop(claimant, frozenset()))
         now = self._rights(asked, held)
         if asked:

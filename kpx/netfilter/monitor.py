@@ -283,6 +283,6 @@ class NftMonitor:
                 if renamed or name in _BUILT_IN or ours(name):
                     self._families.add(family)
                     self._chains.add((family, table, name))
-                if renamed:  # what it was called before isn't told
+                if renamed and name not in _BUILT_IN:  # what it was called before isn't told
                     self._renamed.add(family)
                 return

@@ -90,13 +90,9 @@ FOREIGN = {
     "a chain deleted": (["iptables-nft", "-X", "KUBE-FORWARD"], {(Family.IPV4, "filter", "KUBE-FORWARD")}),
     "a policy": (["iptables-nft", "-P", "FORWARD", "DROP"], {(Family.IPV4, "filter", "FORWARD")}),
     "IPv6": (["ip6tables-nft", "-N", "KUBE-SERVICES"], {(Family.IPV6, "filter", "KUBE-SERVICES")}),
-    "a chain renamed": (
-        ["iptables-nft", "-E", "KUBE-FORWARD", "THEIRS"],
-        {(Family.IPV4, "filter", "THEIRS")},
-    ),
-    "a chain renamed by nft": (["nft", "rename chain ip filter KUBE-FORWARD theirs"], {
-        (Family.IPV4, "filter", "theirs"),
-    }),
+    # What it was called before isn't told: so nobody knows which.
+    "a chain renamed": (["iptables-nft", "-E", "KUBE-FORWARD", "THEIRS"], set()),
+    "a chain renamed by nft": (["nft", "rename chain ip filter KUBE-FORWARD theirs"], set()),
     "by nft": (["nft", "flush chain ip nat KUBE-SERVICES; flush chain ip nat PREROUTING"], {
         (Family.IPV4, "nat", "PREROUTING"),
     }),
