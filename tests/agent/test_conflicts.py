@@ -150,3 +150,45 @@ def test_in_the_kernel_a_load_balancers_address_and_its_ranges_stay_when_a_thief
             (folder / "victim.json").unlink()
             wait_for(BALANCER, "shop/a-thief:http")
             assert rules("shop/web:http") == []
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("seed", range(2))
+def test_rivals_with_many_ports_that_change_step_by_step_end_as_a_fresh_compile(seed: int, layout: Layout) -> None:
+    """Steps of one that wins and of one that loses the same addresses meet, and are broken off by further changes."""
+    addresses, names, count = ["203.0.113.1", "203.0.113.2", "203.0.113.3"], "abc", 300
+    rng, target = random.Random(seed), Target("node-0", Family.IPV4, layout)
+    store, objects = Store("node-0"), dict[str, list[Object]]()
+
+    def put(name: str, external: list[str]) -> frozenset[tuple[str, str]]:
+        ports = [{"name": f"p{number}", "port": 1000 + number} for number in range(count)]
+        made = service(name, f"10.96.1.{names.index(name)}", ports=ports, externalIPs=external)
+        listed = endpoint_slice(name, ["10.244.0.1"])
+        listed |= {"ports": [{"name": port["name"], "port": 8080} for port in ports]}
+        objects[name] = [parse_object(one["kind"], one) for one in (made, listed)]
+        return frozenset().union(*(store.take(Put(one)) for one in objects[name]))
+
+    for name in names:
+        put(name, addresses)
+    desired = Desired(store, CONFIG, target)
+    desired.load_all()
+    left, steps = frozenset[tuple[str, str]](), 0
+    for _ in range(8):
+        name = rng.choice(names)
+        if name in objects and rng.random() < 0.4:
+            del objects[name]
+            left |= store.take(Gone("Service", "shop", name)) | store.take(Gone("EndpointSlice", "shop", f"{name}-a"))
+        else:
+            left |= put(name, rng.sample(addresses, rng.randrange(4)))
+        for _ in range(rng.choice([1, 2, 100])):
+            changes, left = desired.recompile_step(left)
+            desired.edits(changes)
+            steps += 1
+            if not left:
+                break
+    while left:
+        changes, left = desired.recompile_step(left)
+        desired.edits(changes)
+    whole, _ = compile_sound([one for both in objects.values() for one in both], CONFIG, target)
+    assert desired.ruleset() == whole
+    assert steps > 8
