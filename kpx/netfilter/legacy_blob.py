@@ -182,6 +182,19 @@ def read_blob(family: Family, table: str) -> Blob | None:
     raise KpxError(f"can't read the legacy table {table} of {family}: it changes all the time")
 
 
+def legacy_entries(family: Family, table: str) -> int | None:
+    """How many entries a legacy table has; None if the kernel doesn't have it. Takes microseconds. Raises KpxError."""
+    if table not in legacy_tables(family):
+        return None
+    shape = _SHAPES[family]
+    try:
+        with socket.socket(shape.kind, socket.SOCK_DGRAM) as one:
+            info = _ask(one, shape.level, _GET_INFO, bytearray(_INFO.pack(table.encode())))[32:]
+    except OSError as error:
+        raise KpxError(f"can't ask about the legacy table {table} of {family}: {error.strerror}") from error
+    return int(_INFO_NUMBERS.unpack(info)[11])
+
+
 _TRIES = 100
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter import nft
+from kpx.netfilter.legacy_blob import legacy_entries
 from kpx.netfilter.listing import Listing, as_save
 from kpx.netfilter.ruleset import TABLES
 from kpx.netfilter.save import Saved, SavedChain, SavedTable, scan_save
@@ -38,6 +39,8 @@ _PROCESS = 5_000
 _PATIENCE = 10.0
 """Seconds that iptables-nft-save may take before it prints. It takes minutes where chains were made in the order of
 their names."""
+_TRIES = 5
+_ALL_BUILT_IN = frozenset(name for names in BUILT_IN.values() for name in names)
 _NAME = re.compile(r"[^\s\"'\\!-][^\s\"'\\]{0,27}")
 
 
@@ -66,20 +69,49 @@ def read_tables(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 
     commits to these very tables isn't a snapshot; beside commits to other tables it is one. Chains whose names no
     restore payload can hold (over 28 characters, quotes: only nft makes them) are left out.
 
+    What iptables-save prints is believed only as far as the kernel has as many entries (legacy), or the same chains
+    (nft, where they are read in pieces otherwise).
+
     Raises KpxError.
     """
     if tools.backend is Backend.LEGACY:
-        texts = (tools.save(table, niceness=niceness) for table in tables)
-        return {name: table for text in texts for name, table in scan_save(text).items()}
+        return {name: table for one in tables for name, table in _legacy_table(tools, one, niceness).items()}
     text = tools.save_unless(_disturbed(), niceness)
     if text is not None:
-        return {name: table for name, table in scan_save(text).items() if name in tables}
+        saved = {name: table for name, table in scan_save(text).items() if name in tables}
+        if all(_is_whole(tools.family, table, saved.get(table)) for table in tables):
+            return saved
     found: dict[str, SavedTable] = {}
     for table in tables:
         if table in nft.table_names(tools.family):
             names = (*BUILT_IN.get(table, ()), *sorted(nft.chain_names(tools.family, table)))
             found.update(_read_pieces(tools, table, names, niceness))
     return found
+
+
+def _is_whole(family: Family, name: str, table: SavedTable | None) -> bool:
+    """Whether these are all chains that the kernel has in this table."""
+    here = frozenset(one for one in nft.chain_names(family, name) if _NAME.fullmatch(one))
+    printed = frozenset(table.chains) if table else frozenset[str]()
+    built_in = frozenset(BUILT_IN.get(name, ()))
+    return here - built_in == frozenset(one for one in printed if _NAME.fullmatch(one)) - built_in
+
+
+def _legacy_table(tools: Tools, name: str, niceness: int) -> Saved:
+    """One legacy table, if it exists, read again where somebody seems to have changed it meanwhile."""
+    for _ in range(_TRIES):
+        saved = scan_save(tools.save(name, niceness=niceness))
+        held = legacy_entries(tools.family, name)
+        if held == (_entries(saved[name]) if name in saved else None):
+            return saved
+    raise KpxError(f"{tools.program}-save -t {name} doesn't print what the kernel holds")
+
+
+def _entries(table: SavedTable) -> int:
+    """How many entries the kernel has for a table: a policy for each built-in chain, head and end for others."""
+    own = sum(1 for one in table.chains if one not in _ALL_BUILT_IN)
+    rules = sum(len(table.chains[one].rules) for one in table.chains)
+    return rules + 2 * own + (len(table.chains) - own) + 1
 
 
 def _disturbed() -> Callable[[], bool]:
