@@ -59,7 +59,9 @@ def __getattr__(name: str) -> object:
     """Import what is asked for when it is: the command line takes signals before it takes half a second to import."""
     if name not in _HOMES:
         raise AttributeError(f"module 'kpx' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    found: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
 
 
 def compile(

@@ -13,6 +13,8 @@ import kpx
 
 def render(folder: Path) -> None:
     """Write the pages. Raises whatever pdoc warns of."""
+    for name in kpx.__all__:  # imported when asked for, and pdoc doesn't ask
+        getattr(kpx, name)
     names = sorted(one.name for one in pkgutil.walk_packages(kpx.__path__, "kpx.") if one.name != "kpx.__main__")
     # pdoc adds a package's modules by itself, unless `__all__` says what there is.
     modules = [name for name in names if hasattr(import_module(name.rpartition(".")[0]), "__all__")]
@@ -22,7 +24,7 @@ def render(folder: Path) -> None:
         warnings.filterwarnings(
             "ignore", r".*PydanticDataclass type annotation|.*annotation PydanticDataclass "
         )  # not ours
-        warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef\('Trail \| None'\)")
+        warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef\('(Trail|Inputs) \| None'\)")
         pdoc.pdoc("kpx", *modules, output_directory=folder)
 
 

@@ -30,6 +30,7 @@ from kpx.compiler.compile import Layout, Target
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.model.balance import misread
+from kpx.model.endpoint import is_of
 from kpx.model.external import ExternalRanges
 from kpx.netfilter.nfacct import Counters
 from kpx.netfilter.tools import Backend, Tools, binary
@@ -145,7 +146,8 @@ class Agent:
         self.metrics.cached(kind, self.store.counts()[kind])
         self.metrics.changed(kind)
         for proxy in self.proxies:
-            proxy.sync.touch(touched, kind, self._trigger(event))
+            if concerns(event, proxy.family):
+                proxy.sync.touch(touched, kind, self._trigger(event))
 
     def _changed(self, family: Family, chains: frozenset[ChainKey], culprit: Culprit) -> None:
         for proxy in self.proxies:
@@ -269,6 +271,13 @@ class FamilyProxy:
                     what=first.message,
                     count=len(losses),
                 )
+
+
+def concerns(event: Event, family: Family) -> bool:
+    """Whether an event can change rules of a family: an EndpointSlice has endpoints of one only, all its life."""
+    if isinstance(event, Put) and isinstance(event.object, api.EndpointSlice):
+        return is_of(event.object, family)
+    return True
 
 
 def _key(one: api.Object) -> tuple[str, str]:

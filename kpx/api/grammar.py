@@ -8,7 +8,16 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainValidator, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    StringConstraints,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 _LABEL = "[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
@@ -98,6 +107,16 @@ class AtMost:
             else core_schema.list_schema(max_length=self.items)
         )
         return core_schema.chain_schema([counted, inner])
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """That of the items, not that of the counting."""
+        return handler(_without_counting(schema))
+
+
+def _without_counting(schema: Any) -> Any:
+    if schema["type"] == "chain":
+        return schema["steps"][-1]
+    return {**schema, "schema": _without_counting(schema["schema"])} if "schema" in schema else schema
 
 
 _T = TypeVar("_T")

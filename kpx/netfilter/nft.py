@@ -4,6 +4,7 @@ The tools read everything, look whether the ruleset's generation is still the on
 it isn't. These questions are answered while others commit.
 """
 
+import errno
 import struct
 from collections.abc import Collection, Iterator
 
@@ -76,12 +77,15 @@ def _ask(kind: int, family: Family) -> list[dict[int, bytes]]:
 
 
 def _dump(kind: int, family: Family) -> Iterator[dict[int, bytes]]:
+    bodies: list[bytes] = []
     try:
         with Netlink(NETLINK_NETFILTER) as link:
             # Taken in at once: the longer a list takes, the likelier somebody commits meanwhile.
-            bodies = list(link.dump(_SUBSYSTEM | kind, NFGENMSG.pack(_NUMBER[family], 0, 0)))
+            for body in link.dump(_SUBSYSTEM | kind, NFGENMSG.pack(_NUMBER[family], 0, 0)):
+                bodies.append(body)  # noqa: PERF402
     except OSError as error:
-        raise KpxError(f"can't ask nf_tables for a list: {error.strerror}") from error
+        if error.errno != errno.EINTR:  # others commit all the time: what was there all the time has been listed
+            raise KpxError(f"can't ask nf_tables for a list: {error.strerror}") from error
     return (attributes(body, NFGENMSG.size) for body in bodies)
 
 
