@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 FALSE_ALARM_SECONDS = 1.0
 """How long the next look waits after one that found no harm: somebody may be busy with rules of their own."""
+LONGEST_REST = 100.0
+"""Seconds from one look at everything to the next, at most: it takes 5 s of CPU for 50,000 Services."""
 HASTE_REST = 5.0
 """How long a comparison of everything waits after one before, in times of what that took."""
 DAMAGE = "damage"
@@ -165,7 +167,7 @@ class Repairs:
             start = time.monotonic()
             await self.look(haste)
             took = time.monotonic() - start
-            pause = max(self._verify_period, REST * took)
+            pause = max(self._verify_period, min(REST * took, LONGEST_REST))
             urgent_from = time.monotonic() + max(FALSE_ALARM_SECONDS, HASTE_REST * took)
 
     async def look(self, haste: bool = False) -> None:

@@ -239,6 +239,8 @@ class FamilySync:
                 sent = await self._send(edits, services)
         edits.clear()
         outcome = await self.kernel.compare(early=reason != DAMAGE)
+        if not outcome.failed:
+            self.metrics.verified(self.family, time.time())
         if reason == DAMAGE and outcome.plan:
             ruleset = await asyncio.to_thread(self.desired.ruleset)
             owners = await asyncio.to_thread(owners_of, ruleset)
