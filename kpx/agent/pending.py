@@ -128,14 +128,17 @@ class Pending:
             self.throttle.take(now)
             return batch
         large = self._next_large(now)
+        overdue = large is not None and now - self._services[large].since > PATIENCE
         calm = [key for key in self._small() if self._is_calm(key, now)]
-        if calm and not self.throttle.delay(now) and not self._is_overdue(large, now):
+        if calm and not self.throttle.delay(now) and not overdue:
             self.throttle.take(now)
             return self._batch(dict.fromkeys((*calm, *self._small())))
         self._restless.take(now)
-        small = [] if large is not None and self._turn_of_large else list(self._small())
+        small = [] if large is not None and (self._turn_of_large or overdue) else list(self._small())
         self._turn_of_large = bool(small)
-        return self._batch(small) if small else self._batch([large] if large else [], large=True)
+        if small or large is None:
+            return self._batch(small)
+        return self._batch([large], large=True)
 
     def put_back(self, batch: Batch) -> None:
         """What could not be written waits on."""
@@ -186,6 +189,3 @@ class Pending:
 
     def _is_calm(self, key: ServiceKey, now: float) -> bool:
         return now - self._served.get(key, -CALM) >= CALM
-
-    def _is_overdue(self, key: ServiceKey | None, now: float) -> bool:
-        return key is not None and now - self._services[key].since > PATIENCE
