@@ -7,7 +7,7 @@ from kpx.errors import KpxError
 from kpx.netfilter import confirmed, legacy
 from kpx.netfilter.names import ours
 from kpx.netfilter.reading import read_tables
-from kpx.netfilter.refusal import RestoreError
+from kpx.netfilter.refusal import RestoreError, ToolError
 from kpx.netfilter.restore import Transaction, payload
 from kpx.netfilter.ruleset import TABLES, Ruleset, TableName
 from kpx.netfilter.save import Saved, SavedChain, SavedTable
@@ -108,9 +108,17 @@ class _Applying:
         try:
             return self.restore(plan)
         except RestoreError as error:
+            self._probe()
             owners = owners_of(self.desired, live)
             self._settle(owners.of_edits(plan.edits), error, owners)
         return Outcome(self.restores, self.lines, plan, plan.held, self.failed)
+
+    def _probe(self) -> None:
+        """A tool that refuses even what changes nothing is no judge of anybody's rules. Raises ToolError."""
+        try:
+            self.tools.restore("*nat\nCOMMIT\n")
+        except RestoreError as error:
+            raise ToolError(f"everything is refused: {error}") from error
 
     def restore(self, plan: Plan) -> Outcome:
         self._run(plan.edits)
