@@ -9,7 +9,7 @@ import pytest
 from kpx.family import Family
 from kpx.netfilter.tools import Backend
 from tests.kernel import BACKENDS, PROGRAM, Namespace, needs_kernel
-from tests.liars import HANG, HONEST_CHILD, LOUD, SAVES, SILENT, Liars
+from tests.lies import HANG, HONEST_CHILD, LOUD, SAVES, SILENT, Liars
 
 pytestmark = [pytest.mark.kernel, needs_kernel]
 
