@@ -152,7 +152,7 @@ def scene(stack: ExitStack, folder: Path, backend: Backend) -> Scene:
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[Backend, Scene]]:
+def all_scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[Backend, Scene]]:
     """An agent at work for each backend."""
     with ExitStack() as stack:
         found = {backend: scene(stack, tmp_path_factory.mktemp(f"lies-{backend}"), backend) for backend in BACKENDS}
@@ -161,6 +161,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[Backend
         for one in found.values():
             one.wait_until_right()
         yield found
+
+
+@pytest.fixture
+def scenes(all_scenes: Mapping[Backend, Scene]) -> Mapping[Backend, Scene]:
+    """The same with honest tools, whatever became of the test before."""
+    for one in all_scenes.values():
+        one.liars.be_honest()
+        if not one.agent.running:
+            one.agent.start()
+            one.wait_until_right()
+    return all_scenes
 
 
 # The agent at work.
@@ -442,7 +453,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[Case, "F
 
 
 def named(case: Case) -> str:
-    return f"{case.command}-{case.backend}-{case.lie or f'save {case.save}'}"
+    return f"{case.command}-{case.backend}-{case.lie or f'save: {case.save}'}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)

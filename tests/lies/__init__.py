@@ -66,7 +66,7 @@ class Liars:
         self.be_honest()
         for name in names:
             script = self.folder / name
-            script.write_text(f"#!{sys.executable} -IS\n{(self.folder / 'tool.py').read_text()}")
+            script.write_text(f"#!{sys.executable} -IS\n{Path(liar.__file__).read_text()}")
             script.chmod(0o755)
 
     def tell(
