@@ -1,63 +1,116 @@
-"""Tools that lie: programs under the names of iptables' own, which do what a test tells them while it runs.
+"""Tools that lie: they stand in for iptables-restore and iptables-save and do something else than they say.
 
-with Liars(folder) as liars:
+    liars = Liars(folder)
     agent.environment |= liars.environment
-    liars.tell("iptables-nft-restore", "nothing")
-    ...
-    liars.be_honest()
+    with agent:
+        liars.tell("half of the lines", family=Family.IPV4)      # each restore from now on
+        ...
+        liars.be_honest()
+
+They may be told anything at any time, while others use them. What they don't lie about the real tools do, in the same
+process.
 """
 
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-PROGRAMS = [
-    f"{program}-{backend}-{kind}"
-    for program in ("iptables", "ip6tables")
-    for backend in ("nft", "legacy")
-    for kind in ("restore", "save")
-]
+from kpx.family import Family
+from kpx.netfilter.tools import Backend
+from tests.kernel import PROGRAM
+from tests.lies import liar
 
-BELIEVED = ("nothing", "unread", "half", "late", "elsewhere", "family", "drop")
-"""Ways to write something else than what was asked for, and to end with status 0."""
-REFUSALS = ("lock", "memory", "permission", "killed", "silent")
-"""Ways to fail that are nobody's rules' fault."""
+SILENT = (
+    "nothing",
+    "nothing, but reads",
+    "half of the sections",
+    "half of the lines",
+    "one rule less",
+    "late",
+    "another table",
+    "another family",
+    "another namespace",
+    "garbage",
+    "error text, status 0",
+)
+"""What a restore does instead, and ends with status 0."""
+LOUD = ("lock held", "killed", "killed halfway", "no memory", "no memory for a rule", "denied")
+"""How a restore fails for reasons that have nothing to do with what it was sent."""
+HONEST_CHILD = "as a child"
+"""No lie: the real tool runs as a child of the stand-in."""
+HANG = "hang"
+SAVES = ("empty", "half", "another family")
+"""What a save prints instead, and ends with status 0."""
 
 
 class Liars:
-    """The programs, in a folder that comes first in PATH."""
+    """A folder of stand-ins for both backends' and families' tools; `environment` puts it first in the PATH."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "liars"
-        self._folder.mkdir()
-        for name in PROGRAMS:
-            real = shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/usr/local/sbin")
-            program = self._folder / name
-            way, liar = self._folder / f"{name}.way", Path(__file__).parent / "liar.py"
-            lies = f'exec {sys.executable} -E -S {liar} {way} {real} "$@"'
-            program.write_text(f'#!/bin/sh\n[ -s {way} ] || exec {real} "$@"\n{lies}\n')
-            program.chmod(0o755)
+        self.folder = folder / "liars"
+        self.folder.mkdir()
+        self.environment = {"PATH": f"{self.folder}:{os.environ['PATH']}"}
+        names = [
+            f"{program}-{backend}-{kind}"
+            for program in PROGRAM.values()
+            for backend in Backend
+            for kind in ("restore", "save")
+        ]
+        self._real = {name: str(shutil.which(name)) for name in names}
+        self._epoch = 0
+        self.be_honest()
+        for name in names:
+            script = self.folder / name
+            script.write_text(f"#!{sys.executable} -IS\n{Path(liar.__file__).read_text()}")
+            script.chmod(0o755)
 
-    @property
-    def environment(self) -> Mapping[str, str]:
-        """What a process needs to meet them."""
-        return {"PATH": f"{self._folder}:{os.environ['PATH']}"}
+    def tell(
+        self,
+        restore: str = "",
+        *,
+        save: str = "",
+        family: Family | None = None,
+        skip: int = 0,
+        count: int | None = None,
+        readings: bool = False,
+    ) -> None:
+        """From now on lie so: of a family or of both, after `skip` honest calls, `count` times or until told else.
 
-    def tell(self, program: str, way: str) -> None:
-        """From now on this program, whose name may begin so, works in this way."""
-        for name in PROGRAMS:
-            if name.startswith(program) or name == program:
-                (self._folder / f"{name}.way").write_text(way)
-
-    def tell_all(self, kind: str, way: str) -> None:
-        """All programs of a kind: `restore` or `save`."""
-        for name in PROGRAMS:
-            if name.endswith(f"-{kind}"):
-                (self._folder / f"{name}.way").write_text(way)
+        Only calls that could be lied at are counted. A restore that only lists chains is one with `readings`; always
+        where the lie is not to read what it is sent.
+        """
+        self._epoch += 1
+        control: Mapping[str, Any] = {
+            "real": self._real,
+            "lies": {"restore": restore, "save": save},
+            "only": PROGRAM[family] if family else "",
+            "skip": skip,
+            "count": count,
+            "readings": readings,
+            "epoch": self._epoch,
+        }
+        fresh = self.folder / "control.new"
+        fresh.write_text(json.dumps(control))
+        fresh.replace(self.folder / "control.json")
 
     def be_honest(self) -> None:
-        """All programs do what they are asked for."""
-        for name in PROGRAMS:
-            (self._folder / f"{name}.way").write_text("")
+        """Lie no more. What was to be done late still will be."""
+        self.tell()
+
+    @property
+    def calls(self) -> int:
+        """How often there was cause for a lie since the last `tell`, with those when it wasn't its turn."""
+        calls = self.folder / f"calls-{self._epoch}"
+        return len(calls.read_text().splitlines()) if calls.exists() else 0
+
+    def wait_for_late_ones(self, timeout: float = 120.0) -> None:
+        """Wait until what was to be done late is done."""
+        start = time.monotonic()
+        while any(self.folder.glob("late-*")):
+            assert time.monotonic() - start < timeout, "somebody is late for ever"
+            time.sleep(0.05)
