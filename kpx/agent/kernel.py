@@ -38,7 +38,7 @@ PROGRESS_SECONDS = 2.0
 """How often a long load tells how far it is."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Changes:
     """What was written while somebody looked: which chains, of which Services; `all` if perhaps everything."""
 
