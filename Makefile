@@ -1,6 +1,8 @@
 # Everything is set up on first use: Debian packages where this runs as root, Python packages in .venv.
 PYTHON ?= python3
 VENV := .venv
+# Tests mostly wait: more of them side by side than there are cores.
+JOBS ?= 3
 BIN := $(VENV)/bin
 PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl procps graphviz
 # Without these some tests are skipped, and say so.
@@ -13,7 +15,7 @@ demo: setup
 	@$(BIN)/python -m tests.demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
