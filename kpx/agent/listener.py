@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Self
+from typing import Any, Final, Self
 
 import structlog
 from aiohttp import web
 
+from kpx.agent import files
+from kpx.agent.door import IDLE_SECONDS, Door
 from kpx.agent.store import ServiceKey
 from kpx.agent.throttle import Backoff
 from kpx.errors import KpxError
@@ -20,8 +22,6 @@ from kpx.family import Family, host_port
 
 log = structlog.get_logger()
 
-_IDLE_SECONDS = 60.0
-"""How long a connection may stay open without a request."""
 _GRACE_SECONDS = 0.5
 """How long an answer may take while the listener closes."""
 _LONGEST_RETRY = 5.0
@@ -40,6 +40,26 @@ class Reply:
     status: int = 200
     content_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+DOOR: Final = Door(files.connections)
+"""One for all ports: they share the files that connections may take."""
+
+
+class _Server(web.Server):
+    """Tells the door who comes and goes."""
+
+    def __init__(self, port: str, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._port = port
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        DOOR.enter(handler, transport, self._port)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        DOOR.left(handler)
 
 
 Answer = Callable[[str], Reply | None]
@@ -121,8 +141,13 @@ class Listener:
 
     async def _listen(self) -> None:
         sock = _listening_socket(self.address, self._family)
-        self._http = web.Server(
-            self._serve, access_log=None, logger=_CLIENT_NOISE, keepalive_timeout=_IDLE_SECONDS, lingering_time=0.0
+        self._http = _Server(
+            self.address,
+            self._serve,
+            access_log=None,
+            logger=_CLIENT_NOISE,
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=0.0,
         )
         loop = asyncio.get_running_loop()
         # Started apart, so that a cancelled `_listen` has either nothing to close or something that `close` knows.
@@ -139,6 +164,7 @@ class Listener:
         log.info("port is free now, listening", address=self.address)
 
     async def _serve(self, request: web.BaseRequest) -> web.Response:
+        DOOR.served(request.protocol)
         reply = self._reply(request.path) if request.method in ("GET", "HEAD") else _NOT_ALLOWED
         fixed = {"Content-Type": reply.content_type, "X-Content-Type-Options": "nosniff", "Server": "kpx"}
         return web.Response(body=reply.body, status=reply.status, headers={**fixed, **reply.headers})

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
+import structlog
+
+from kpx.agent import files
 from kpx.agent.health import Health
 from kpx.agent.listener import Listener, Reply
 from kpx.agent.metrics import CONTENT_TYPE, Metrics
@@ -19,6 +22,8 @@ from kpx.api import KubeProxyConfiguration
 from kpx.compiler.compile import Layout
 from kpx.family import Family, host_port
 from kpx.version import __version__
+
+log = structlog.get_logger()
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
@@ -113,6 +118,7 @@ class ServiceHealthServers:
         self._health, self._addresses, self._clock = health, addresses, clock
         self._checks: dict[ServiceKey, ServiceHealth] = {}
         self._open: dict[tuple[ServiceKey, str], Listener] = {}
+        self._left_out = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,7 +134,12 @@ class ServiceHealthServers:
         await asyncio.gather(*(self._open[one].close() for one in gone))
         for one in gone:
             del self._open[one]
-        for key, address in sorted(wanted - self._open.keys()):
+        new = sorted(wanted - self._open.keys())
+        room = max(0, files.listeners() // 2 - len(self._open))  # the other family has as many
+        before, self._left_out = self._left_out, len(new[room:])
+        if self._left_out != before:
+            log.error("health check node ports that can't be served", family=self.family, count=self._left_out)
+        for key, address in new[:room]:
             listener = Listener(address, partial(self._check, key), family=self.family, service=key)
             self._open[key, address] = listener
             await listener.open()

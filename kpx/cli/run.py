@@ -1,6 +1,7 @@
 """`kpx run`."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import click
 import structlog
 
 from kpx import early, host, logs
+from kpx.agent import files
 from kpx.agent.connections import EVERY, Detail, Wanted
 from kpx.agent.metrics import Metrics
 from kpx.agent.run import Agent, Setup
@@ -36,6 +38,7 @@ from kpx.sources.directory import DirectorySource
 log = structlog.get_logger()
 
 _THREADS = "kpx-blocking"
+_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _GRACE_SECONDS = 1.0
 
 
@@ -203,7 +206,9 @@ async def _once(options: _Options, config: KubeProxyConfiguration) -> None:
 
 async def _serve(options: _Options, config: KubeProxyConfiguration) -> None:
     """Run until told to end by SIGTERM or SIGINT, with another agent after each SIGHUP."""
+    files.raise_limit()
     loop, metrics = asyncio.get_running_loop(), Metrics()
+    loop.set_exception_handler(_tell)
     threads = ThreadPoolExecutor(thread_name_prefix=_THREADS)
     loop.set_default_executor(threads)
     words: asyncio.Queue[bool] = asyncio.Queue()
@@ -215,6 +220,15 @@ async def _serve(options: _Options, config: KubeProxyConfiguration) -> None:
     log.info("stopped; the rules stay")
     threads.shutdown(wait=False, cancel_futures=True)
     _leave_threads_behind()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What goes wrong where nobody waits for it; in one line if it is a want of files, which comes often."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _WANT:
+        log.error("a connection can't be accepted", error=error.strerror)
+    else:
+        loop.default_exception_handler(context)
 
 
 async def _run(options: _Options, config: KubeProxyConfiguration, metrics: Metrics) -> None:

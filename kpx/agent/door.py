@@ -1,0 +1,85 @@
+"""Who may stay connected to the agent's HTTP ports, which may be open to the world.
+
+There is room for so many connections, on one port and on all. Whoever comes when it is full is let in, and the one that
+has been there longest has to go: a probe is answered within milliseconds, whoever floods a port stays. And nobody stays
+for long without a request.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+log = structlog.get_logger()
+
+REQUEST_SECONDS = 10.0
+"""How long the first request may take until it is there."""
+IDLE_SECONDS = 60.0
+"""How long a connection may stay after a request, its answer included."""
+CALM_SECONDS = 10.0
+"""A flood is over when nobody had to go for so long."""
+
+
+@dataclass(slots=True)
+class _Flood:
+    """A time in which some had to go: how many did, and when it is over."""
+
+    closed: int = 0
+    end: asyncio.TimerHandle | None = None
+
+
+@dataclass(slots=True)
+class _Guest:
+    transport: asyncio.Transport
+    port: str
+    leave: asyncio.TimerHandle
+
+
+@dataclass(slots=True)
+class Door:
+    """Lets connections in; `room` tells how many there may be in all, a port gets half of that."""
+
+    room: Callable[[], int]
+    _guests: dict[object, _Guest] = field(default_factory=dict)
+    _floods: dict[str, _Flood] = field(default_factory=dict)
+
+    def enter(self, handler: object, transport: asyncio.Transport, port: str) -> None:
+        """A connection has been accepted on a port; `handler` stands for it from now on."""
+        leave = asyncio.get_running_loop().call_later(REQUEST_SECONDS, transport.abort)
+        self._guests[handler] = _Guest(transport, port, leave)
+        room = self.room()
+        on_port = [one for one in self._guests.values() if one.port == port]
+        if len(on_port) > max(1, room // 2):
+            self._send_away(on_port[0])
+        elif len(self._guests) > room:
+            self._send_away(next(iter(self._guests.values())))
+
+    def served(self, handler: object) -> None:
+        """It has sent a request."""
+        guest = self._guests.get(handler)
+        if guest:
+            guest.leave.cancel()
+            guest.leave = asyncio.get_running_loop().call_later(IDLE_SECONDS, guest.transport.abort)
+
+    def left(self, handler: object) -> None:
+        """It has ended."""
+        guest = self._guests.pop(handler, None)
+        if guest:
+            guest.leave.cancel()
+
+    def _send_away(self, guest: _Guest) -> None:
+        guest.transport.abort()
+        self._guests = {handler: one for handler, one in self._guests.items() if one is not guest}
+        guest.leave.cancel()
+        flood = self._floods.get(guest.port)
+        if flood is None:
+            flood = self._floods[guest.port] = _Flood()
+            log.warning("too many connections, the oldest are closed", address=guest.port)
+        flood.closed += 1
+        if flood.end:
+            flood.end.cancel()
+        flood.end = asyncio.get_running_loop().call_later(CALM_SECONDS, self._over, guest.port)
+
+    def _over(self, port: str) -> None:
+        log.info("no longer too many connections", address=port, closed=self._floods.pop(port).closed)
