@@ -93,6 +93,9 @@ class Repairs:
 
     async def _mend(self, chains: Mapping[ChainKey, Culprit | None]) -> bool:
         """Mend some chains, each given with who touched it; whether anything was wrong with them."""
+        if not self._desired.is_loaded:  # nobody knows yet what they should be
+            self._suspects.put_back(chains)
+            return False
         try:
             with self._kernel.watching() as changes:
                 owners = await self._owners(chains)
