@@ -6,7 +6,7 @@ other programs do in the built-in chains, however often, costs an update nothing
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
@@ -23,6 +23,7 @@ from kpx.errors import KpxError
 from kpx.netfilter.names import ours
 from kpx.netfilter.owners import is_own_chain
 from kpx.reconcile.apply import Outcome
+from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners
 
 log = structlog.get_logger()
@@ -57,6 +58,7 @@ class Repairs:
         self._verify_period, self._give_up = verify_period, give_up
         self._suspects = Suspects()
         self._woken, self._doubted = asyncio.Event(), asyncio.Event()
+        self._urgent_from = 0.0
         self.after: Callable[[], None] = lambda: None
 
     @property
@@ -89,8 +91,11 @@ class Repairs:
             if not await self._mend(self._suspects.take()):
                 await asyncio.sleep(FALSE_ALARM_SECONDS)
 
-    async def _mend(self, chains: Iterable[ChainKey]) -> bool:
-        """Mend some chains; whether anything was wrong with them."""
+    async def _mend(self, chains: Mapping[ChainKey, Culprit | None]) -> bool:
+        """Mend some chains, each given with who touched it; whether anything was wrong with them."""
+        if not self._desired.is_loaded:  # nobody knows yet what they should be
+            self._suspects.put_back(chains)
+            return False
         try:
             with self._kernel.watching() as changes:
                 owners = await self._owners(chains)
@@ -101,13 +106,23 @@ class Repairs:
                     sure = self._desired.is_loaded and not changes.all
                     outcome = await self._kernel.mend(known) if sure else Outcome()
         except KpxError as error:
-            told.failure(self._metrics, self._family, error, full=False, retry_in=0.0)
-            self._give_up("retry")
-            return True
+            self._failed(chains, error)
+            return False
+        if not sure:  # what was compared meanwhile may have been read before the damage
+            self._suspects.put_back(chains)
         if outcome.plan:
             self.after()
-            self._tell(outcome, known)
+            self._tell(outcome, known, chains)
         return bool(outcome.plan)
+
+    def _failed(self, chains: Mapping[ChainKey, Culprit | None], error: KpxError) -> None:
+        """Chains that could not be mended stay suspect. In a fight that is no reason to compare everything each time:
+        whoever changes a chain while it is being mended is mostly the one who undid the repair before."""
+        self._suspects.put_back(chains)
+        held = self._suspects.repaired(chains, time.monotonic())
+        told.failure(self._metrics, self._family, error, full=False, retry_in=max(held.values(), default=0.0))
+        if not held:
+            self._give_up("retry")
 
     async def _owners(self, chains: Iterable[ChainKey]) -> dict[ChainKey, ServiceKey | None]:
         """The Services behind chains; None where no single Service has it, or none at all."""
@@ -129,17 +144,34 @@ class Repairs:
             await asyncio.sleep(0)
         return found
 
-    def _tell(self, outcome: Outcome, owners: Mapping[ChainKey, ServiceKey | None]) -> None:
+    def _tell(
+        self,
+        outcome: Outcome,
+        owners: Mapping[ChainKey, ServiceKey | None],
+        touched: Mapping[ChainKey, Culprit | None],
+    ) -> None:
         chains = {
             chain: str(fragment.name)
             for fragment in self._desired.fragments({key for key in owners.values() if key})
             for chain in fragment.chains
         }
-        told.repair(self._metrics, self._family, outcome.plan.edits, Owners(chains), self._suspects.culprit)
         damaged = [(edit.table, edit.chain) for edit in outcome.plan.edits]
-        held = self._suspects.repaired(damaged, time.monotonic())
+        culprit = next((who for one in damaged if (who := touched.get(one))), None)
+        self._repaired(outcome.plan.edits, Owners(chains), culprit)
+
+    def repaired(self, edits: Sequence[Edit], owners: Owners) -> None:
+        """A comparison of everything found this damage and put it right; it counts for how soon the next one may be."""
+        wait = self._repaired(edits, owners, self.culprit)
+        self._urgent_from = max(self._urgent_from, time.monotonic() + wait)
+
+    def _repaired(self, edits: Sequence[Edit], owners: Owners, culprit: Culprit | None) -> float:
+        """Tell of a repair. Returns the seconds until the next one of the same chains."""
+        told.repair(self._metrics, self._family, edits, owners, culprit)
+        held = self._suspects.repaired([(edit.table, edit.chain) for edit in edits], time.monotonic())
+        wait = max(held.values(), default=0.0)
         if held:
-            self._undone(self._suspects.culprit or Culprit(), len(held), max(held.values()))
+            self._undone(culprit or Culprit(), len(held), wait)
+        return wait
 
     def _undone(self, culprit: Culprit, count: int, wait: float) -> None:
         """Somebody damages the same chains again and again."""
@@ -157,18 +189,18 @@ class Repairs:
 
     async def verify(self) -> None:
         """Look at everything in turns, and at once if it isn't known what others touched, until cancelled."""
-        pause, urgent_from = self._verify_period, 0.0
+        pause = self._verify_period
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._doubted.wait(), pause)
             haste = self._doubted.is_set()
             if haste:
-                await asyncio.sleep(max(0.0, urgent_from - time.monotonic()))
+                await asyncio.sleep(max(0.0, self._urgent_from - time.monotonic()))
             start = time.monotonic()
             await self.look(haste)
             took = time.monotonic() - start
             pause = max(self._verify_period, min(REST * took, LONGEST_REST))
-            urgent_from = time.monotonic() + max(FALSE_ALARM_SECONDS, HASTE_REST * took)
+            self._urgent_from = max(self._urgent_from, time.monotonic() + max(FALSE_ALARM_SECONDS, HASTE_REST * took))
 
     async def look(self, haste: bool = False) -> None:
         """Look at everything, and have repaired what isn't as desired."""

@@ -40,12 +40,12 @@ class Suspects:
     def __init__(self) -> None:
         self.everything = False
         self.culprit: Culprit | None = None
-        self._chains: dict[ChainKey, None] = {}
+        self._chains: dict[ChainKey, Culprit | None] = {}
         self._repairs: dict[ChainKey, Throttle] = {}
 
     def add(self, chains: Iterable[ChainKey], culprit: Culprit | None) -> None:
         """These are suspect; none means that it isn't known which."""
-        found = dict.fromkeys(chains)
+        found = dict.fromkeys(chains, culprit)
         self._chains |= found
         self.culprit = culprit
         if not found or len(self._chains) > MANY:
@@ -63,10 +63,14 @@ class Suspects:
         """
         return max((self._delay(chain, now) for chain in self._chains), default=None)
 
-    def take(self) -> tuple[ChainKey, ...]:
-        """All of them, to be looked at now."""
-        taken, self._chains = tuple(self._chains), {}
+    def take(self) -> Mapping[ChainKey, Culprit | None]:
+        """All of them, to be looked at now, each with who touched it last."""
+        taken, self._chains = self._chains, {}
         return taken
+
+    def put_back(self, chains: Mapping[ChainKey, Culprit | None]) -> None:
+        """These were taken, and could not be looked at; who has touched them since is the later one."""
+        self._chains = {**chains, **self._chains}
 
     def repaired(self, chains: Iterable[ChainKey], now: float) -> Mapping[ChainKey, float]:
         """These were damaged, and have been repaired. Returns those whose next repair has to wait, with how long."""

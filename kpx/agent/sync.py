@@ -244,7 +244,7 @@ class FamilySync:
         if reason == DAMAGE and outcome.plan:
             ruleset = await asyncio.to_thread(self.desired.ruleset)
             owners = await asyncio.to_thread(owners_of, ruleset)
-            told.repair(self.metrics, self.family, outcome.plan.edits, owners, self.repairs.culprit)
+            self.repairs.repaired(outcome.plan.edits, owners)
         for name, error in outcome.failed.items():
             log.error("rules refused, the old ones stay", family=self.family, service=name, error=str(error))
         return replace(
