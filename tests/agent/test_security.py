@@ -167,5 +167,7 @@ def test_what_is_not_granted_is_told(place: Place, backend: Backend, capabilitie
     with agent:
         agent.wait_for_log("sync failed")
         assert [entry for entry in agent.log() if missing in entry["event"] and entry["level"] == "warning"]
-        assert agent.get("/healthz", HEALTH_PORT)[0] == 200  # it lives, and goes on trying
+        # It lives, and goes on trying; but a node without rules is not for load balancers.
+        assert agent.get("/livez", HEALTH_PORT)[0] == 200
+        assert agent.get("/healthz", HEALTH_PORT)[0] == 503
     assert "KUBE-" not in save(place.namespace, backend, Family.IPV4)

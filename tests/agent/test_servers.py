@@ -35,6 +35,8 @@ def asynchronous(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[]
 
     @wraps(test)
     def run() -> None:
+        _OTHERS.clear()
+        _OTHERS.update(every_port())
         asyncio.run(test())
         assert listening() == set()
 
@@ -42,7 +44,15 @@ def asynchronous(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[]
 
 
 def listening() -> set[int]:
-    """The TCP ports on which this process listens, as the kernel has them."""
+    """The TCP ports on which this process has begun to listen since the test began, as the kernel has them."""
+    return every_port() - _OTHERS
+
+
+_OTHERS: set[int] = set()
+"""Ports of other tests' servers in this process."""
+
+
+def every_port() -> set[int]:
     mine = set()
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -16,7 +16,7 @@ import structlog
 from kpx.agent import stale
 from kpx.agent.desired import Desired
 from kpx.agent.metrics import Metrics
-from kpx.agent.run import Agent, FamilyProxy, Setup
+from kpx.agent.run import KINDS, Agent, FamilyProxy, Setup
 from kpx.agent.stale import StaleFlows
 from kpx.agent.store import Store
 from kpx.agent.suspects import Culprit
@@ -30,6 +30,7 @@ from kpx.netfilter.netlink import Netlink
 from kpx.netfilter.tools import Backend
 from kpx.sources.directory import DirectorySource
 from kpx.sources.events import Event, Gone, Put
+from kpx.sources.events import Synced as SourceSynced
 from tests.kernel import needs_kernel
 from tests.kernelrim.entries import Where, entry, insert
 from tests.lab import Namespace
@@ -367,6 +368,8 @@ def proxy(*manifests: Manifest) -> tuple[Agent, FamilyProxy]:
     agent = Agent(Setup(config, NODE, Layout.TREE, Backend.NFT), DirectorySource("/nowhere"), Metrics())
     for event in put(node(), *manifests):
         agent.take(event)
+    for kind in KINDS:
+        agent.take(SourceSynced(kind))
     return agent, next(one for one in agent.proxies if one.family is Family.IPV4)
 
 
