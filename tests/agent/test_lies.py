@@ -248,6 +248,7 @@ CASES = [
     *(Case("run", Backend.LEGACY, lie, older=False) for lie in SILENT[1:6]),
     *(Case("run", Backend.NFT, "", older=True, save=lie) for lie in SAVES),
     *(Case("apply", Backend.LEGACY, "", older=True, save=lie) for lie in SAVES),
+    Case("apply", Backend.NFT, "", older=True, save="empty"),
     Case("run", Backend.LEGACY, HONEST_CHILD, older=True),
     Case("apply", Backend.NFT, HONEST_CHILD, older=True),
 ]
