@@ -22,13 +22,13 @@ class ExternalRanges:
 
 
 def parse_ranges(texts: Iterable[str]) -> ExternalRanges:
-    """Ranges from lists with commas. Raises KpxError for what is no CIDR."""
+    """Ranges from lists with commas, of which a text that is empty has none. Raises KpxError for what is no CIDR."""
     cidrs: dict[str, None] = {}
-    for text in (part.strip() for one in texts for part in one.split(",")):
+    for text in (part.strip() for one in texts if one.strip() for part in one.split(",")):
         cidr = canonical_cidr(text)
         if cidr is not None:
             cidrs[cidr] = None
-        elif text:
+        else:
             raise KpxError(f"'{excerpt(text)}' is no CIDR such as 203.0.113.0/24 or 2001:db8::/64")
     return ExternalRanges(tuple(cidrs))
 
