@@ -22,14 +22,6 @@ CALM_SECONDS = 10.0
 
 
 @dataclass(slots=True)
-class _Flood:
-    """A time in which some had to go: how many did, and when it is over."""
-
-    closed: int = 0
-    end: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True)
 class _Guest:
     transport: asyncio.Transport
     port: str
@@ -42,7 +34,8 @@ class Door:
 
     room: Callable[[], int]
     _guests: dict[object, _Guest] = field(default_factory=dict)
-    _floods: dict[str, _Flood] = field(default_factory=dict)
+    _closed: int = 0
+    _calm: asyncio.TimerHandle | None = None
 
     def enter(self, handler: object, transport: asyncio.Transport, port: str) -> None:
         """A connection has been accepted on a port; `handler` stands for it from now on."""
@@ -72,14 +65,13 @@ class Door:
         guest.transport.abort()
         self._guests = {handler: one for handler, one in self._guests.items() if one is not guest}
         guest.leave.cancel()
-        flood = self._floods.get(guest.port)
-        if flood is None:
-            flood = self._floods[guest.port] = _Flood()
+        self._closed += 1
+        if self._calm is None:
             log.warning("too many connections, the oldest are closed", address=guest.port)
-        flood.closed += 1
-        if flood.end:
-            flood.end.cancel()
-        flood.end = asyncio.get_running_loop().call_later(CALM_SECONDS, self._over, guest.port)
+        else:
+            self._calm.cancel()
+        self._calm = asyncio.get_running_loop().call_later(CALM_SECONDS, self._over)
 
-    def _over(self, port: str) -> None:
-        log.info("no longer too many connections", address=port, closed=self._floods.pop(port).closed)
+    def _over(self) -> None:
+        log.info("no longer too many connections", closed=self._closed)
+        self._closed, self._calm = 0, None

@@ -6,7 +6,7 @@ RESERVE = 256
 """Files for all but HTTP: pipes to tools, netlink sockets, connections to the API server, logs."""
 SHARE = 4
 """One in so many of the others is for accepted connections, the rest for listening sockets."""
-MOST = 1000
+MOST = 256
 """Connections, at most, however many files there may be."""
 
 

@@ -22,6 +22,8 @@ from kpx.family import Family, host_port
 
 log = structlog.get_logger()
 
+_QUEUE = 128
+"""Connections of a port that the kernel keeps until they are accepted."""
 _GRACE_SECONDS = 0.5
 """How long an answer may take while the listener closes."""
 _LONGEST_RETRY = 5.0
@@ -151,8 +153,10 @@ class Listener:
         )
         loop = asyncio.get_running_loop()
         # Started apart, so that a cancelled `_listen` has either nothing to close or something that `close` knows.
-        self._accepting = await loop.create_server(self._http, sock=sock, start_serving=False)
+        # One connection at a time is accepted on each port, so that the door hears of it before there are too many.
+        self._accepting = await loop.create_server(self._http, sock=sock, start_serving=False, backlog=1)
         await self._accepting.start_serving()
+        sock.listen(_QUEUE)
         log.debug("listening", address=self.address)
 
     async def _retry(self) -> None:

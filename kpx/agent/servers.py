@@ -138,7 +138,8 @@ class ServiceHealthServers:
         room = max(0, files.listeners() // 2 - len(self._open))  # the other family has as many
         before, self._left_out = self._left_out, len(new[room:])
         if self._left_out != before:
-            log.error("health check node ports that can't be served", family=self.family, count=self._left_out)
+            tell = log.error if self._left_out else log.info
+            tell("health check node ports that can't be served", family=self.family, count=self._left_out)
         for key, address in new[:room]:
             listener = Listener(address, partial(self._check, key), family=self.family, service=key)
             self._open[key, address] = listener

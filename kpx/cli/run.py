@@ -40,6 +40,7 @@ log = structlog.get_logger()
 _THREADS = "kpx-blocking"
 _WANT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _GRACE_SECONDS = 1.0
+_COMPLAINTS_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ async def _serve(options: _Options, config: KubeProxyConfiguration) -> None:
     """Run until told to end by SIGTERM or SIGINT, with another agent after each SIGHUP."""
     files.raise_limit()
     loop, metrics = asyncio.get_running_loop(), Metrics()
-    loop.set_exception_handler(_tell)
+    loop.set_exception_handler(_Complaints())
     threads = ThreadPoolExecutor(thread_name_prefix=_THREADS)
     loop.set_default_executor(threads)
     words: asyncio.Queue[bool] = asyncio.Queue()
@@ -222,13 +223,19 @@ async def _serve(options: _Options, config: KubeProxyConfiguration) -> None:
     _leave_threads_behind()
 
 
-def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What goes wrong where nobody waits for it; in one line if it is a want of files, which comes often."""
-    error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in _WANT:
-        log.error("a connection can't be accepted", error=error.strerror)
-    else:
-        loop.default_exception_handler(context)
+class _Complaints:
+    """What goes wrong where nobody waits for it; a want of files is told once in a while, as it comes in thousands."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _WANT:
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._next:
+            self._next = loop.time() + _COMPLAINTS_SECONDS
+            log.error("connections can't be accepted", error=error.strerror)
 
 
 async def _run(options: _Options, config: KubeProxyConfiguration, metrics: Metrics) -> None:
