@@ -22,6 +22,8 @@ REST = 1.0
 """How long no large Service is served after one was, in times of what that took."""
 OWN_REST = 3.0
 """How long a large Service itself rests after its turn, likewise."""
+TRIGGERS = 100
+"""Times of changes of one Service that are remembered while it waits."""
 PATIENCE = 10.0
 """Seconds after which a large Service goes before small ones."""
 
@@ -41,7 +43,7 @@ class Waiting:
         """What waits also waits for this."""
         self.since = min(self.since, other.since)
         self.changes += other.changes
-        self.triggers += other.triggers
+        self.triggers = (self.triggers + other.triggers)[:TRIGGERS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Pending:
         for key in keys:
             one = self._services.setdefault(key, Waiting(now))
             one.changes[kind] += 1
-            if trigger is not None:
+            if trigger is not None and len(one.triggers) < TRIGGERS:
                 one.triggers.append(trigger)
 
     def compare(self, reason: str) -> None:

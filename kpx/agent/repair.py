@@ -22,6 +22,7 @@ from kpx.compiler.names import port_hash
 from kpx.errors import KpxError
 from kpx.netfilter.names import ours
 from kpx.netfilter.owners import is_own_chain
+from kpx.netfilter.refusal import WANT, RestoreError, wanting
 from kpx.reconcile.apply import Outcome
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners
@@ -105,8 +106,13 @@ class Repairs:
                     known = {one: key for one, key in owners.items() if one not in doubtful}
                     sure = self._desired.is_loaded and not changes.all
                     outcome = await self._kernel.mend(known) if sure else Outcome()
-        except KpxError as error:
-            self._failed(chains, error)
+        except RestoreError as error:
+            if len(chains) == 1:
+                self._failed(chains, error)
+                return False
+            return await self._mend_apart(chains)
+        except (KpxError, *WANT) as error:
+            self._failed(chains, error if isinstance(error, KpxError) else wanting(error))
             return False
         if not sure:  # what was compared meanwhile may have been read before the damage
             self._suspects.put_back(chains)
@@ -114,6 +120,13 @@ class Repairs:
             self.after()
             self._tell(outcome, known, chains)
         return bool(outcome.plan)
+
+    async def _mend_apart(self, chains: Mapping[ChainKey, Culprit | None]) -> bool:
+        """Mend one half after the other, so that what is refused holds up nothing else; whether anything was wrong."""
+        every = list(chains.items())
+        middle = len(every) // 2
+        first = await self._mend(dict(every[:middle]))
+        return await self._mend(dict(every[middle:])) or first
 
     def _failed(self, chains: Mapping[ChainKey, Culprit | None], error: KpxError) -> None:
         """Chains that could not be mended stay suspect. In a fight that is no reason to compare everything each time:
@@ -211,7 +224,7 @@ class Repairs:
             return
         try:
             found = await self.verification.look(haste)
-        except KpxError as error:
+        except (KpxError, *WANT) as error:
             log.warning("verification failed", family=self._family, error=str(error))
             return
         if found:

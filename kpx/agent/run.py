@@ -33,6 +33,7 @@ from kpx.model.balance import misread
 from kpx.model.endpoint import is_of
 from kpx.model.external import ExternalRanges
 from kpx.netfilter.nfacct import Counters
+from kpx.netfilter.refusal import WANT
 from kpx.netfilter.tools import Backend, Tools, binary
 from kpx.sources.events import Event, Put, Source, Unsound
 from kpx.sources.events import Synced as SourceSynced
@@ -223,7 +224,7 @@ class FamilyProxy:
         """Bring the kernel up to date once; whether that worked."""
         try:
             await self.sync.once()
-        except KpxError as error:
+        except (KpxError, *WANT) as error:
             log.error("sync failed", family=self.family, error=str(error))
             return False
         finally:

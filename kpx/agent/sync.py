@@ -19,6 +19,7 @@ from kpx.agent.store import ServiceKey, Store
 from kpx.agent.throttle import Backoff, Throttle
 from kpx.compiler.tree import Change
 from kpx.errors import KpxError
+from kpx.netfilter.refusal import WANT, wanting
 from kpx.netfilter.tools import Tools
 from kpx.reconcile.apply import Outcome
 from kpx.reconcile.edit import Edit
@@ -154,6 +155,8 @@ class FamilySync:
                 outcome = await self._sync(batch)
         except KpxError as error:
             self._failed(batch, error, time.monotonic() - start)
+        except WANT as error:
+            self._failed(batch, wanting(error), time.monotonic() - start)
         else:
             self._pending.served(batch, time.monotonic() - start, time.monotonic())
             if batch.full:
@@ -190,11 +193,11 @@ class FamilySync:
         if reload:
             touched |= self.desired.begin()
             unfinished = frozenset()
+        self._pending.go_on(unfinished, time.monotonic())  # also if the rest can't be written now
         compiled = time.monotonic()
         outcome = await (self._compare(full, edits, touched) if full else self._send(edits, touched))
         sync = told.Sync(self.family, full, len(touched), outcome, start, compiled, time.monotonic())
         told.success(self.metrics, sync, batch.triggers, self.kernel.rules)
-        self._pending.go_on(unfinished, time.monotonic())
         self.health.updated(self.family, time.time(), self._waiting_since())
         pause = self.desired.settings_due()
         if pause is not None:
@@ -235,8 +238,11 @@ class FamilySync:
         sent = Outcome()
         if reason == DAMAGE:
             # What changed in the cluster goes first, so that all that is different then is damage.
-            with suppress(KpxError):
+            try:
                 sent = await self._send(edits, services)
+            except KpxError as error:  # then some of it is ours, and nobody is to blame
+                told.failure(self.metrics, self.family, error, full=False, retry_in=0.0)
+                reason = "retry"
         edits.clear()
         outcome = await self.kernel.compare(early=reason != DAMAGE)
         if not outcome.failed:
@@ -245,8 +251,8 @@ class FamilySync:
             ruleset = await asyncio.to_thread(self.desired.ruleset)
             owners = await asyncio.to_thread(owners_of, ruleset)
             self.repairs.repaired(outcome.plan.edits, owners)
-        for name, error in outcome.failed.items():
-            log.error("rules refused, the old ones stay", family=self.family, service=name, error=str(error))
+        for name, reason_why in outcome.failed.items():
+            log.error("rules refused, the old ones stay", family=self.family, service=name, error=str(reason_why))
         return replace(
             outcome,
             restores=sent.restores + outcome.restores,

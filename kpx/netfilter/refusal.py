@@ -30,6 +30,15 @@ class ToolError(KpxError):
     """
 
 
+WANT = (OSError, MemoryError, RuntimeError)
+"""What Python raises where files, memory or threads are wanting: it says nothing about what was to be done."""
+
+
+def wanting(error: Exception) -> ToolError:
+    """The same as an error of ours, after which everything is tried again."""
+    return ToolError(f"this process lacks something: {error or type(error).__name__}")
+
+
 class UnconfirmedError(KpxError):
     """A tool ended as if all were well, but the kernel doesn't hold what the tool was sent."""
 

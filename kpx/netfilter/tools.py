@@ -13,7 +13,7 @@ from pathlib import Path
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.process import Patience, slow_down, start
-from kpx.netfilter.refusal import ToolError, reason_of, refusal
+from kpx.netfilter.refusal import ToolError, UnconfirmedError, reason_of, refusal
 
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -192,6 +192,7 @@ class Tools:
     def _feed(self, command: list[str], pieces: Iterable[str], started: Callable[[int], None] | None) -> None:
         """Write pieces to a command as they come. What it says goes to memory, so that it never waits for us."""
         fed: list[str] = []
+        unread = False
         with (
             open(os.memfd_create("said"), "w+b") as said,
             start(command, _environment(), stdin=subprocess.PIPE, stdout=said, stderr=said) as process,
@@ -200,17 +201,22 @@ class Tools:
                 started(process.pid)
             with Patience(process, min(self.timeout, START)) as patience:
                 assert process.stdin is not None
-                with suppress(BrokenPipeError), process.stdin as sink:
-                    for piece in patience.between(pieces):
-                        fed.append(piece)
-                        patience.extend(piece.count("\n") * PER_LINE)
-                        sink.write(piece.encode(errors="surrogateescape"))
+                try:
+                    with process.stdin as sink:
+                        for piece in patience.between(pieces):
+                            fed.append(piece)
+                            patience.extend(piece.count("\n") * PER_LINE)
+                            sink.write(piece.encode(errors="surrogateescape"))
+                except BrokenPipeError:
+                    unread = True
                 process.wait()
             said.seek(0)
             words = said.read().decode(errors="replace")
         patience.check(command)
         if process.returncode != 0:
             raise refusal(command, process.returncode, words, "".join(fed))
+        if unread:
+            raise UnconfirmedError(" ".join(command), ["it did not read all that it was sent"])
 
 
 def _refuse_incompatible(program: str, text: str, tables: Iterable[str]) -> None:

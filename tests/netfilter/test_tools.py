@@ -10,7 +10,7 @@ import pytest
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter import tools as tools_module
-from kpx.netfilter.refusal import RestoreError, failed_line
+from kpx.netfilter.refusal import RestoreError, UnconfirmedError, failed_line
 from kpx.netfilter.save import parse_save
 from kpx.netfilter.tools import Backend, Tools, legacy_tables
 from tests.kernel import BACKENDS, FAMILIES, needs_kernel
@@ -216,3 +216,12 @@ class TestProcesses:
         slow.chmod(slow.stat().st_mode | stat.S_IXUSR)
         with pytest.raises(KpxError, match=r"iptables-nft-restore .*: no answer after 0.2 s"):
             Tools(Backend.NFT, Family.IPV4, timeout=0.2).restore("*nat\nCOMMIT\n")
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_a_tool_that_ends_well_without_reading_all_is_not_believed(self, backend: Backend, path: Path) -> None:
+        tool = path / f"iptables-{backend}-restore"
+        tool.write_text("#!/bin/sh\nexit 0\n")
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        lines = "".join(f"-A KUBE-A -s 10.0.{number // 250}.{number % 250}/32 -j RETURN\n" for number in range(20_000))
+        with pytest.raises(UnconfirmedError, match="did not read all"):
+            Tools(backend, Family.IPV4).restore(f"*nat\n:KUBE-A - [0:0]\n{lines}COMMIT\n")
