@@ -70,6 +70,8 @@ class Kernel:
         self.turn = asyncio.Lock()
         self.rules: dict[TableName, int] = dict.fromkeys(TABLES, 0)
         self.last_payload = ""
+        self.refuses = False
+        """Whether some Services keep their old rules, as the kernel refuses the new ones."""
         self._ahead: asyncio.Task[Saved] | None = None
         self._watched: list[Changes] = []
 

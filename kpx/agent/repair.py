@@ -227,7 +227,7 @@ class Repairs:
         except (KpxError, *WANT) as error:
             log.warning("verification failed", family=self._family, error=str(error))
             return
-        if found:
+        if found and not self._kernel.refuses:  # what is refused is tried again with everything, and would be found
             self._found(found, culprit)
 
     def _found(self, chains: frozenset[ChainKey], culprit: Culprit | None) -> None:

@@ -168,6 +168,7 @@ class FamilySync:
         """After a comparison of everything: what was refused is tried again, ever more seldom."""
         self._after_failure.after_success()
         self.health.refused(self.family, len(outcome.failed))
+        self.kernel.refuses = bool(outcome.failed)
         if outcome.failed:
             self._compare_later(self._after_refusal.after_failure(), "refused before")
         else:

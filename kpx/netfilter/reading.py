@@ -77,7 +77,7 @@ def read_tables(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 
     if tools.backend is Backend.LEGACY:
         return {name: table for one in tables for name, table in _legacy_table(tools, one, niceness).items()}
     text = tools.save_unless(_disturbed(), niceness)
-    if text is not None:
+    if text is not None and _is_complete(text):
         saved = {name: table for name, table in scan_save(text).items() if name in tables}
         if all(_is_whole(tools.family, table, saved.get(table)) for table in tables):
             return saved
@@ -87,6 +87,12 @@ def read_tables(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 
             names = (*BUILT_IN.get(table, ()), *sorted(nft.chain_names(tools.family, table)))
             found.update(_read_pieces(tools, table, names, niceness))
     return found
+
+
+def _is_complete(text: str) -> bool:
+    """Whether a save ends as saves do, and was not cut off."""
+    lines = (line for line in reversed(text.splitlines()) if line and not line.startswith("#"))
+    return next(lines, "COMMIT") == "COMMIT"
 
 
 def _is_whole(family: Family, name: str, table: SavedTable | None) -> bool:
