@@ -44,8 +44,10 @@ LOUD = ("lock held", "killed", "killed halfway", "no memory", "no memory for a r
 HONEST_CHILD = "as a child"
 """No lie: the real tool runs as a child of the stand-in."""
 HANG = "hang"
-SAVES = ("empty", "half", "another family")
-"""What a save, or a listing of chains, prints instead, and ends with status 0."""
+SAVES = ("empty", "half", "three quarters", "another family")
+"""What a save, or a listing of chains, prints instead, and ends with status 0.
+
+Of a save, half is mostly cut off where a table's chains are declared, three quarters where their rules are."""
 
 
 class Liars:

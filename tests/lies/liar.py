@@ -268,12 +268,15 @@ def empty(real: str, payload: str) -> None:
     end()
 
 
-def half(real: str, payload: str) -> None:
-    done = subprocess.run([real, *sys.argv[1:]], input=payload, capture_output=True, text=True, check=False)
-    lines = done.stdout.splitlines(keepends=True)
-    sys.stdout.writelines(lines[: len(lines) // 2])
-    sys.stdout.flush()
-    end()
+def quarters(count: int) -> Callable[[str, str], None]:
+    def act(real: str, payload: str) -> None:
+        done = subprocess.run([real, *sys.argv[1:]], input=payload, capture_output=True, text=True, check=False)
+        lines = done.stdout.splitlines(keepends=True)
+        sys.stdout.writelines(lines[: len(lines) * count // 4])
+        sys.stdout.flush()
+        end()
+
+    return act
 
 
 def of_another_family(real: str, payload: str) -> None:
@@ -282,7 +285,8 @@ def of_another_family(real: str, payload: str) -> None:
 
 READINGS: dict[str, Callable[[str, str], None]] = {
     "empty": empty,
-    "half": half,
+    "half": quarters(2),
+    "three quarters": quarters(3),
     "another family": of_another_family,
     "hang": hang,
 }

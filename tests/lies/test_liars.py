@@ -84,7 +84,8 @@ def test_a_listing_lies_for_itself(namespace: Namespace, liars: Liars) -> None:
         listed[lie] = namespace.run(command, "*filter\n-S KUBE-A\n-S INPUT\nCOMMIT\n", check=False).stdout
     whole = "-N KUBE-A\n-A KUBE-A -j ACCEPT\n-A KUBE-A -p tcp -j DROP\n-P INPUT ACCEPT\n"
     half = "-N KUBE-A\n-A KUBE-A -j ACCEPT\n"
-    assert listed == {"": whole, "empty": "", "half": half, "another family": ""}
+    more = f"{half}-A KUBE-A -p tcp -j DROP\n"
+    assert listed == {"": whole, "empty": "", "half": half, "three quarters": more, "another family": ""}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -99,6 +100,8 @@ def test_saves_lie(namespace: Namespace, liars: Liars, backend: Backend) -> None
     assert printed["half"]
     assert "-A KUBE-B" not in printed["another family"]
     assert len(printed["half"].splitlines()) == len(printed[""].splitlines()) // 2
+    assert printed[""].startswith(printed["three quarters"])
+    assert printed["half"] < printed["three quarters"] < printed[""]
 
 
 def test_who_hangs_hangs(namespace: Namespace, liars: Liars) -> None:
