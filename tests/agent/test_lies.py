@@ -171,7 +171,7 @@ def test_a_save_that_lies_does_no_harm(scenes: Mapping[Backend, Scene], backend:
     scene = scenes[backend]
     scene.wait_until_right()
     held = our_lines(scene.save(V4))
-    scene.liars.tell(save=lie, family=V4)
+    scene.liars.tell(save=lie, listing="empty", family=V4)
     start = verified(scene, V4)
     for _ in scene.agent.patiently(PATIENCE, "lies told"):
         assert our_lines(scene.save(V4)) == held

@@ -44,8 +44,10 @@ LOUD = ("lock held", "killed", "killed halfway", "no memory", "no memory for a r
 HONEST_CHILD = "as a child"
 """No lie: the real tool runs as a child of the stand-in."""
 HANG = "hang"
-SAVES = ("empty", "half", "another family")
-"""What a save prints instead, and ends with status 0."""
+SAVES = ("empty", "half", "three quarters", "another family")
+"""What a save, or a listing of chains, prints instead, and ends with status 0.
+
+Of a save, half is mostly cut off where a table's chains are declared, three quarters where their rules are."""
 
 
 class Liars:
@@ -74,24 +76,23 @@ class Liars:
         restore: str = "",
         *,
         save: str = "",
+        listing: str = "",
         family: Family | None = None,
         skip: int = 0,
         count: int | None = None,
-        readings: bool = False,
     ) -> None:
         """From now on lie so: of a family or of both, after `skip` honest calls, `count` times or until told else.
 
-        Only calls that could be lied at are counted. A restore that only lists chains is one with `readings`; always
-        where the lie is not to read what it is sent.
+        Only calls that could be lied at are counted. A restore that only lists chains meets `listing`; the lies for
+        restores that don't read what they are sent, too.
         """
         self._epoch += 1
         control: Mapping[str, Any] = {
             "real": self._real,
-            "lies": {"restore": restore, "save": save},
+            "lies": {"restore": restore, "save": save, "listing": listing},
             "only": PROGRAM[family] if family else "",
             "skip": skip,
             "count": count,
-            "readings": readings,
             "epoch": self._epoch,
         }
         fresh = self.folder / "control.new"

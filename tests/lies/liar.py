@@ -19,6 +19,8 @@ from typing import Any
 FOLDER = Path(__file__).parent
 NAME = Path(sys.argv[0]).name
 LATE_SECONDS = 2.0
+UNREAD = ("nothing", "hang")
+"""What needs no payload; so listings meet it, too."""
 _RULE = re.compile(r"^-[AI] ")
 _IMPOSSIBLE_ELSEWHERE = re.compile(r"^-[DX]|-j (DNAT|MASQUERADE|REJECT)| -[sd] |nfacct")
 Say = tuple[int, str]
@@ -26,21 +28,21 @@ Say = tuple[int, str]
 
 def main() -> None:
     control: dict[str, Any] = json.loads((FOLDER / "control.json").read_text())
-    real = control["real"][NAME]
-    kind = next((one for one in ("restore", "save") if NAME.endswith(f"-{one}")), "other")
-    lie = control["lies"].get(kind, "")
-    if not lie or (control["only"] and NAME.split("-")[0] != control["only"]):
+    real, lies = control["real"][NAME], control["lies"]
+    kind = "save" if NAME.endswith("-save") else "restore"
+    lie, payload = lies[kind], None
+    if control["only"] not in ("", NAME.split("-")[0]):
         go_on(real)
-    payload = "" if lie in ("nothing", "hang") or kind == "save" else sys.stdin.buffer.read().decode()
-    if lie not in ("nothing", "hang") and kind == "restore" and is_reading(payload) and not control["readings"]:
+    if kind == "restore" and lie not in UNREAD and (lie or lies["listing"]):
+        payload = sys.stdin.buffer.read().decode()
+        if is_listing(payload):
+            kind, lie = "listing", lies["listing"]
+    if not lie or not my_turn(control):
         go_on(real, payload)
-    if not my_turn(control):
-        go_on(real, payload if lie not in ("nothing", "hang") and kind == "restore" else None)
-    table: dict[str, Callable[[str, str], None]] = SAVES if kind == "save" else RESTORES
-    table[lie](real, payload)
+    (RESTORES if kind == "restore" else READINGS)[lie](real, payload or "")
 
 
-def is_reading(payload: str) -> bool:
+def is_listing(payload: str) -> bool:
     """Whether a payload only lists chains."""
     return all(line[:1] in {"*", "#", ""} or line == "COMMIT" or line.startswith("-S") for line in payload.splitlines())
 
@@ -70,6 +72,12 @@ def run(real: str, payload: str, *prefix: str) -> Say:
     """The real tool as a child: its status, and what it said."""
     done = subprocess.run([*prefix, real, *sys.argv[1:]], input=payload, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
+
+
+def of_the_other_family(real: str) -> str:
+    folder, name = os.path.split(real)
+    other = name.replace("ip6tables", "iptables") if "ip6tables" in name else name.replace("iptables", "ip6tables")
+    return os.path.join(folder, other)
 
 
 def end(status: int = 0, said: str = "") -> None:
@@ -160,9 +168,7 @@ def to_another_table(real: str, payload: str) -> None:
 
 
 def to_another_family(real: str, payload: str) -> None:
-    folder, name = os.path.split(real)
-    other = name.replace("ip6tables", "iptables") if "ip6tables" in name else name.replace("iptables", "ip6tables")
-    go_on(os.path.join(folder, other), elsewhere(payload, {}))
+    go_on(of_the_other_family(real), elsewhere(payload, {}))
 
 
 def to_another_namespace(real: str, payload: str) -> None:
@@ -255,37 +261,34 @@ RESTORES: dict[str, Callable[[str, str], None]] = {
 }
 
 
-# What may happen to a save.
-
-
-def printed(real: str) -> list[str]:
-    done = subprocess.run([real, *sys.argv[1:]], capture_output=True, text=True, check=False)
-    return done.stdout.splitlines(keepends=True)
+# What may happen to a save, or to a restore that only lists chains.
 
 
 def empty(real: str, payload: str) -> None:
     end()
 
 
-def half(real: str, payload: str) -> None:
-    lines = printed(real)
-    sys.stdout.writelines(lines[: len(lines) // 2])
-    sys.stdout.flush()
-    end()
+def quarters(count: int) -> Callable[[str, str], None]:
+    def act(real: str, payload: str) -> None:
+        done = subprocess.run([real, *sys.argv[1:]], input=payload, capture_output=True, text=True, check=False)
+        lines = done.stdout.splitlines(keepends=True)
+        sys.stdout.writelines(lines[: len(lines) * count // 4])
+        sys.stdout.flush()
+        end()
+
+    return act
 
 
 def of_another_family(real: str, payload: str) -> None:
-    folder, name = os.path.split(real)
-    other = name.replace("ip6tables", "iptables") if "ip6tables" in name else name.replace("iptables", "ip6tables")
-    go_on(os.path.join(folder, other))
+    go_on(of_the_other_family(real), payload)
 
 
-SAVES: dict[str, Callable[[str, str], None]] = {
+READINGS: dict[str, Callable[[str, str], None]] = {
     "empty": empty,
-    "half": half,
+    "half": quarters(2),
+    "three quarters": quarters(3),
     "another family": of_another_family,
     "hang": hang,
-    "lock held": lock_held,
 }
 
 if __name__ == "__main__":

@@ -75,14 +75,17 @@ def test_lies_come_at_the_chosen_calls(namespace: Namespace, liars: Liars) -> No
     assert liars.calls == 0
 
 
-def test_a_listing_is_not_lied_at_unless_told_so(namespace: Namespace, liars: Liars) -> None:
+def test_a_listing_lies_for_itself(namespace: Namespace, liars: Liars) -> None:
     restore(namespace, liars, Backend.NFT)
     command = [str(liars.folder / "iptables-nft-restore"), "--noflush"]
-    listed = []
-    for readings in (False, True):
-        liars.tell("nothing, but reads", readings=readings)
-        listed.append(namespace.run(command, "*nat\n-S KUBE-B\nCOMMIT\n").stdout)
-    assert listed == ["-N KUBE-B\n-A KUBE-B -j KUBE-C\n", ""]
+    listed = {}
+    for lie in ("", *SAVES):
+        liars.tell("nothing, but reads", listing=lie)
+        listed[lie] = namespace.run(command, "*filter\n-S KUBE-A\n-S INPUT\nCOMMIT\n", check=False).stdout
+    whole = "-N KUBE-A\n-A KUBE-A -j ACCEPT\n-A KUBE-A -p tcp -j DROP\n-P INPUT ACCEPT\n"
+    half = "-N KUBE-A\n-A KUBE-A -j ACCEPT\n"
+    more = f"{half}-A KUBE-A -p tcp -j DROP\n"
+    assert listed == {"": whole, "empty": "", "half": half, "three quarters": more, "another family": ""}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -97,6 +100,8 @@ def test_saves_lie(namespace: Namespace, liars: Liars, backend: Backend) -> None
     assert printed["half"]
     assert "-A KUBE-B" not in printed["another family"]
     assert len(printed["half"].splitlines()) == len(printed[""].splitlines()) // 2
+    assert printed[""].startswith(printed["three quarters"])
+    assert printed["half"] < printed["three quarters"] < printed[""]
 
 
 def test_who_hangs_hangs(namespace: Namespace, liars: Liars) -> None:
