@@ -134,7 +134,8 @@ class Repairs:
         self._suspects.put_back(chains)
         held = self._suspects.repaired(chains, time.monotonic())
         told.failure(self._metrics, self._family, error, full=False, retry_in=max(held.values(), default=0.0))
-        if not held:
+        known = self._kernel.refuses and isinstance(error, RestoreError)  # and so tried again anyway
+        if not held and not known:
             self._give_up("retry")
 
     async def _owners(self, chains: Iterable[ChainKey]) -> dict[ChainKey, ServiceKey | None]:
