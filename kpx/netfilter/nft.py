@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.netlink import ACK, NETLINK_NETFILTER, NFGENMSG, REQUEST, Netlink, attribute, attributes, message
+from kpx.netfilter.nftables import FAMILIES, GETGEN, SUBSYSTEM
 
-_SUBSYSTEM = 10 << 8
-_GETTABLE, _GETCHAIN, _GETGEN = 1, 4, 16
+_GETTABLE, _GETCHAIN = 1, 4
 _TABLE, _CHAIN, _GENERATION = 1, 3, 1
-_NUMBER = {Family.IPV4: 2, Family.IPV6: 10}
+_NUMBER = {family: number for number, family in FAMILIES.items()}
 _WORD = struct.Struct(">I")
 _MISSING = 2
 """ENOENT: no such chain, or no such table."""
@@ -27,7 +27,7 @@ _FEW = 2_000
 
 def generation() -> int:
     """The ruleset's generation, of this network namespace: every commit of anybody moves it. Raises KpxError."""
-    (answer,) = _ask(_GETGEN, Family.IPV4)
+    (answer,) = _ask(GETGEN, Family.IPV4)
     return int(_WORD.unpack(answer[_GENERATION])[0])
 
 
@@ -61,7 +61,7 @@ def _errors(family: Family, table: str, names: tuple[str, ...]) -> Iterator[tupl
             for at in range(0, len(names), _AT_ONCE):
                 some = names[at : at + _AT_ONCE]
                 bodies = (head + attribute(_CHAIN, name.encode(errors="surrogateescape") + b"\0") for name in some)
-                asked = [message(_SUBSYSTEM | _GETCHAIN, REQUEST | ACK, body) for body in bodies]
+                asked = [message(SUBSYSTEM | _GETCHAIN, REQUEST | ACK, body) for body in bodies]
                 yield from zip(some, link.acknowledged(asked), strict=True)
     except OSError as error:
         raise KpxError(f"can't ask nf_tables for chains: {error.strerror}") from error
@@ -70,7 +70,7 @@ def _errors(family: Family, table: str, names: tuple[str, ...]) -> Iterator[tupl
 def _ask(kind: int, family: Family) -> list[dict[int, bytes]]:
     try:
         with Netlink(NETLINK_NETFILTER) as link:
-            bodies = list(link.ask(_SUBSYSTEM | kind, NFGENMSG.pack(_NUMBER[family], 0, 0)))
+            bodies = list(link.ask(SUBSYSTEM | kind, NFGENMSG.pack(_NUMBER[family], 0, 0)))
     except OSError as error:
         raise KpxError(f"can't ask nf_tables: {error.strerror}") from error
     return [attributes(body, NFGENMSG.size) for body in bodies]
@@ -81,7 +81,7 @@ def _dump(kind: int, family: Family) -> Iterator[dict[int, bytes]]:
     try:
         with Netlink(NETLINK_NETFILTER) as link:
             # Taken in at once: the longer a list takes, the likelier somebody commits meanwhile.
-            for body in link.dump(_SUBSYSTEM | kind, NFGENMSG.pack(_NUMBER[family], 0, 0)):
+            for body in link.dump(SUBSYSTEM | kind, NFGENMSG.pack(_NUMBER[family], 0, 0)):
                 bodies.append(body)  # noqa: PERF402
     except OSError as error:
         if error.errno != errno.EINTR:  # others commit all the time: what was there all the time has been listed

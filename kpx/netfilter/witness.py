@@ -11,8 +11,6 @@ A commit counts for what it did, not for who made it: a tool may do its work in 
 import errno
 from collections import deque
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -125,11 +123,3 @@ class Witness:
     def close(self) -> None:
         """Stop listening."""
         self._link.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
