@@ -170,7 +170,7 @@ def read_blob(family: Family, table: str) -> Blob | None:
     shape = _SHAPES[family]
     with socket.socket(shape.kind, socket.SOCK_DGRAM) as one:
         for _ in range(_TRIES):
-            info = bytes(_ask(one, shape.level, _GET_INFO, bytearray(_INFO.pack(table.encode()))))[32:]
+            info = _info(one, shape, table)
             size = _INFO_NUMBERS.unpack(info)[12]
             try:
                 data = _ask(one, shape.level, _GET_ENTRIES, _entries_request(table, size))
@@ -189,13 +189,18 @@ def legacy_entries(family: Family, table: str) -> int | None:
     shape = _SHAPES[family]
     try:
         with socket.socket(shape.kind, socket.SOCK_DGRAM) as one:
-            info = _ask(one, shape.level, _GET_INFO, bytearray(_INFO.pack(table.encode())))[32:]
+            info = _info(one, shape, table)
     except OSError as error:
         raise KpxError(f"can't ask about the legacy table {table} of {family}: {error.strerror}") from error
     return int(_INFO_NUMBERS.unpack(info)[11])
 
 
 _TRIES = 100
+
+
+def _info(one: socket.socket, shape: _Shape, table: str) -> bytes:
+    """What the kernel tells of a table, behind its name: see `_INFO_NUMBERS`."""
+    return bytes(_ask(one, shape.level, _GET_INFO, bytearray(_INFO.pack(table.encode()))))[32:]
 
 
 def _entries_request(table: str, size: int) -> bytearray:
