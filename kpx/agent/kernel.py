@@ -72,6 +72,8 @@ class Kernel:
         self.last_payload = ""
         self.refuses = False
         """Whether some Services keep their old rules, as the kernel refuses the new ones."""
+        self.behind = False
+        """Whether the last sync failed, so that the kernel holds something else than what is desired."""
         self._ahead: asyncio.Task[Saved] | None = None
         self._watched: list[Changes] = []
 

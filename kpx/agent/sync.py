@@ -19,7 +19,7 @@ from kpx.agent.store import ServiceKey, Store
 from kpx.agent.throttle import Backoff, Throttle
 from kpx.compiler.tree import Change
 from kpx.errors import KpxError
-from kpx.netfilter.refusal import WANT, wanting
+from kpx.netfilter.refusal import WANT, ToolError, wanting
 from kpx.netfilter.tools import Tools
 from kpx.reconcile.apply import Outcome
 from kpx.reconcile.edit import Edit
@@ -178,8 +178,10 @@ class FamilySync:
         """What could not be written waits for a comparison of everything, which shows what the kernel holds."""
         # Edits that don't fit are no reason to wait for that.
         pause = max(self._after_failure.after_failure(), FULL_SHARE * seconds) if batch.full else 0.0
-        pause = min(pause, max(LONGEST_PAUSE, seconds))
+        # A tool that hung has cost nothing.
+        pause = min(pause, LONGEST_PAUSE if isinstance(error, ToolError) else max(LONGEST_PAUSE, seconds))
         told.failure(self.metrics, self.family, error, bool(batch.full), pause)
+        self.kernel.behind = True
         self._pending.put_back(batch)
         self._pending.compare("retry")
         self._paused_until = time.monotonic() + pause
@@ -197,6 +199,7 @@ class FamilySync:
         self._pending.go_on(unfinished, time.monotonic())  # also if the rest can't be written now
         compiled = time.monotonic()
         outcome = await (self._compare(full, edits, touched) if full else self._send(edits, touched))
+        self.kernel.behind = False
         sync = told.Sync(self.family, full, len(touched), outcome, start, compiled, time.monotonic())
         told.success(self.metrics, sync, batch.triggers, self.kernel.rules)
         self.health.updated(self.family, time.time(), self._waiting_since())

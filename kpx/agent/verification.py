@@ -44,18 +44,23 @@ class Verification:
         self._desired, self._family = kernel.desired, kernel.tools.family
 
     async def look(self, haste: bool = False) -> frozenset[ChainKey]:
-        """Chains that aren't as desired, but for those that were written meanwhile. Raises KpxError if the kernel can't
-        be read; then nothing was verified."""
+        """Chains that aren't as desired, but for those that were written meanwhile.
+
+        None are named while a failed sync waits for its next try, which compares everything: then, and if this raises
+        KpxError, as the kernel can't be read, nothing was verified.
+        """
         try:
             with self._kernel.watching() as changes:
                 async with self._kernel.turn:  # nothing is being written now
                     pass
+                if self._kernel.behind:
+                    return frozenset()
                 live = await asyncio.to_thread(read_live, self._kernel.tools, niceness=0 if haste else NICENESS)
                 if await self._is_sound(live, changes, haste):
                     found: set[ChainKey] = set()
                 else:
                     found = await self._differing(live, 0.0 if haste else LEISURE)
-                if changes.all:
+                if changes.all or self._kernel.behind:
                     return frozenset()
                 if not found - changes.chains:
                     self._metrics.verified(self._family, time.time())

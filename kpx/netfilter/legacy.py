@@ -4,16 +4,20 @@ Only chains, their counters and the jumps from built-in chains: these cost micro
 python-iptables minutes to translate the rules of a large table.
 """
 
+import threading
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.ruleset import TABLES, TableName
 from kpx.netfilter.tools import Backend, legacy_tables
+
+_ALONE: Final = threading.Lock()
+"""python-iptables keeps one handle a table; a `refresh` or `close` frees it under the hands of other threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ def _survey(family: Family, name: TableName) -> TableSurvey:
     # Tables are cached by python-iptables: refresh() takes a new snapshot, close() frees it. With autocommit,
     # each question about a policy would write back and read the whole table.
     try:
-        with closing(kind(name, autocommit=False)) as table:
+        with _ALONE, closing(kind(name, autocommit=False)) as table:
             table.refresh()
             return _read(table)
     except iptc.IPTCError as error:

@@ -95,7 +95,7 @@ class AgentProcess:
         options = ["--config", self.config_file, *source, "--backend", backend, "--layout", layout, *arguments]
         self.command = [*prefix, sys.executable, "-m", "kpx", "run", *map(str, options)]
         # The lock of the legacy tools is one for all namespaces: what others do there would look like damage.
-        self.environment = os.environ | {"XTABLES_LOCKFILE": str(folder / "xtables.lock")}
+        self.environment = os.environ | {"XTABLES_LOCKFILE": str(folder / "xtables.lock"), "PYTHONFAULTHANDLER": "1"}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -116,6 +116,11 @@ class AgentProcess:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """What it ended with: an exit status, a signal's number below zero, or None if it runs."""
+        return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
         """Start it, and don't wait for anything."""
@@ -195,7 +200,7 @@ class AgentProcess:
         """Try again and again: yields the seconds so far. Fails after `timeout`, or if the process is gone."""
         start = time.monotonic()
         while (so_far := time.monotonic() - start) < timeout:
-            assert self.running, f"the agent has ended\n{self.log_text()[-4000:]}"
+            assert self.running, f"the agent has ended with status {self.status}\n{self.log_text()[-4000:]}"
             yield so_far
             time.sleep(pause)
         raise AssertionError(f"not within {timeout} s: {what}\n{self.log_text()[-4000:]}")

@@ -44,6 +44,8 @@ LOUD = ("lock held", "killed", "killed halfway", "no memory", "no memory for a r
 HONEST_CHILD = "as a child"
 """No lie: the real tool runs as a child of the stand-in."""
 HANG = "hang"
+HANG_ON_A_WRITE = "hang, but reads"
+"""Hang with what is to be written read; restores that only list chains go on."""
 SAVES = ("empty", "half", "three quarters", "another family")
 """What a save, or a listing of chains, prints instead, and ends with status 0.
 

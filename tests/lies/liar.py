@@ -257,6 +257,7 @@ RESTORES: dict[str, Callable[[str, str], None]] = {
     "no memory for a rule": no_memory_for_a_rule,
     "denied": denied,
     "hang": hang,
+    "hang, but reads": hang,
     "as a child": as_a_child,
 }
 
