@@ -34,7 +34,7 @@ from kpx.reconcile.update import linear_dispatch_edits, own_chain_edits, tree_di
 Policy = Literal["internal", "external"]
 Fragments = Mapping[ServicePortName, Fragment]
 
-STEP = 600
+STEP = 200
 """Rules, more or less: so much of a Service with many ports is changed in one go."""
 LARGE, KEPT = 500, 4
 """The rules of Services with more chains than `LARGE` are kept after all: of the last `KEPT` that changed."""

@@ -1,8 +1,9 @@
 """Who may stay connected to the agent's HTTP ports, which may be open to the world.
 
 There is room for so many connections, on one port and on all. Whoever comes when it is full is let in, and the one that
-has been there longest has to go: a probe is answered within milliseconds, whoever floods a port stays. And nobody stays
-for long without a request.
+has been there longest has to go: a probe is answered within milliseconds, whoever floods a port stays. Those who come
+and those who go are files, too, for as long as a turn or two of the loop: so many of them again, and no more, are let
+in. And nobody stays for long without a request.
 """
 
 import asyncio
@@ -34,11 +35,21 @@ class Door:
 
     room: Callable[[], int]
     _guests: dict[object, _Guest] = field(default_factory=dict)
+    _files: int = 0
     _closed: int = 0
     _calm: asyncio.TimerHandle | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether one more may be accepted now; else some have to be closed first, which is about to happen."""
+        return self._files < 2 * self.room()
+
+    def came(self) -> None:
+        """A connection has been accepted: it is a file from now on, until it `left`."""
+        self._files += 1
+
     def enter(self, handler: object, transport: asyncio.Transport, port: str) -> None:
-        """A connection has been accepted on a port; `handler` stands for it from now on."""
+        """One that came on a port is served; `handler` stands for it from now on."""
         leave = asyncio.get_running_loop().call_later(REQUEST_SECONDS, transport.abort)
         self._guests[handler] = _Guest(transport, port, leave)
         room = self.room()
@@ -56,7 +67,8 @@ class Door:
             guest.leave = asyncio.get_running_loop().call_later(IDLE_SECONDS, guest.transport.abort)
 
     def left(self, handler: object) -> None:
-        """It has ended."""
+        """It has ended, or could not be served at all."""
+        self._files -= 1
         guest = self._guests.pop(handler, None)
         if guest:
             guest.leave.cancel()

@@ -48,8 +48,12 @@ def write_dump(store: Store, syncs: Iterable[FamilySync]) -> None:
 def _write(text: str) -> Path:
     """To a file that only its owner may read, under a name that nobody can foresee, in a folder that all may write."""
     descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=".json")
-    with open(descriptor, "w") as file:
-        file.write(text)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(text)
+    except OSError:  # no room: half a dump helps nobody
+        os.unlink(name)
+        raise
     return Path(name)
 
 

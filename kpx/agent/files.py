@@ -4,8 +4,9 @@ import resource
 
 RESERVE = 256
 """Files for all but HTTP: pipes to tools, netlink sockets, connections to the API server, logs."""
-SHARE = 4
-"""One in so many of the others is for accepted connections, the rest for listening sockets."""
+SHARE = 8
+"""One in so many of the others is for connections, and as many for those that come and go; the rest is for listening
+sockets."""
 MOST = 256
 """Connections, at most, however many files there may be."""
 

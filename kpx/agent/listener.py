@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 _QUEUE = 128
 """Connections of a port that the kernel keeps until they are accepted."""
+_ACCEPT_AGAIN_SECONDS = 1.0
+"""How long nothing is accepted for want of files."""
 _GRACE_SECONDS = 0.5
 """How long an answer may take while the listener closes."""
 _LONGEST_RETRY = 5.0
@@ -91,8 +93,9 @@ class Listener:
     ) -> None:
         self.address, self.hard_fail = address, hard_fail
         self._answer, self._family, self._service = answer, family, service
-        self._accepting: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
         self._http: web.Server | None = None
+        self._coming: set[asyncio.Task[None]] = set()
         self._retrying: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -105,9 +108,9 @@ class Listener:
     @property
     def bound(self) -> str:
         """Where this listens now, as `host:port`; empty while the address can't be had."""
-        if self._accepting is None or not self._accepting.sockets:
+        if self._socket is None:
             return ""
-        host, port = self._accepting.sockets[0].getsockname()[:2]
+        host, port = self._socket.getsockname()[:2]
         return host_port(host, port)
 
     async def open(self) -> None:
@@ -128,11 +131,12 @@ class Listener:
             self._retrying.cancel()
             await asyncio.wait((self._retrying,))
             self._retrying = None
-        if self._accepting is not None and self._http is not None:
-            self._accepting.close()
+        if self._socket is not None and self._http is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
             self._http.pre_shutdown()
             await self._http.shutdown(_GRACE_SECONDS)
-            self._accepting = self._http = None
+            self._socket = self._http = None
 
     async def move(self, address: str) -> None:
         """Serve on another address from now on; nothing happens if it is the same."""
@@ -143,6 +147,9 @@ class Listener:
 
     async def _listen(self) -> None:
         sock = _listening_socket(self.address, self._family)
+        sock.setblocking(False)
+        sock.listen(_QUEUE)
+        self._socket = sock
         self._http = _Server(
             self.address,
             self._serve,
@@ -151,13 +158,32 @@ class Listener:
             keepalive_timeout=IDLE_SECONDS,
             lingering_time=0.0,
         )
-        loop = asyncio.get_running_loop()
-        # Started apart, so that a cancelled `_listen` has either nothing to close or something that `close` knows.
-        # One connection at a time is accepted on each port, so that the door hears of it before there are too many.
-        self._accepting = await loop.create_server(self._http, sock=sock, start_serving=False, backlog=1)
-        await self._accepting.start_serving()
-        sock.listen(_QUEUE)
+        asyncio.get_running_loop().add_reader(sock, self._accept, sock)
         log.debug("listening", address=self.address)
+
+    def _accept(self, sock: socket.socket) -> None:
+        """Accept one connection, if the door is open. asyncio's servers accept without asking anybody."""
+        if not DOOR.is_open:
+            return
+        try:
+            one, _ = sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # a want of files or memory
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(sock)
+            loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again, sock)
+            loop.call_exception_handler({"message": "can't accept a connection", "exception": error})
+            return
+        DOOR.came()
+        assert self._http is not None
+        coming = asyncio.create_task(_let_in(self._http, one))
+        self._coming.add(coming)
+        coming.add_done_callback(self._coming.discard)
+
+    def _accept_again(self, sock: socket.socket) -> None:
+        if self._socket is sock:
+            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
     async def _retry(self) -> None:
         backoff = Backoff(first=0.25, longest=_LONGEST_RETRY)
@@ -179,6 +205,15 @@ class Listener:
         except Exception:
             log.exception("can't answer", path=path, address=self.address)
             return _BROKEN
+
+
+async def _let_in(http: web.Server, one: socket.socket) -> None:
+    """Serve an accepted connection."""
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(http, one)
+    except OSError:  # gone already
+        one.close()
+        DOOR.left(one)
 
 
 def _listening_socket(address: str, only: Family | None) -> socket.socket:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from kpx.agent.store import ServiceKey
 from kpx.agent.throttle import Throttle
 
-LARGE = 600
+LARGE = 300
 """Rules of a Service from which on it is large: more than what a sync of many small ones writes."""
 BATCH = 4000
 """Rules of small Services that one sync takes up at most."""

@@ -215,7 +215,8 @@ async def _serve(options: _Options, config: KubeProxyConfiguration) -> None:
     words: asyncio.Queue[bool] = asyncio.Queue()
     for number, again in ((signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGHUP, True)):
         loop.add_signal_handler(number, words.put_nowait, again)
-    early.arrived(signal.SIGHUP)  # the configuration has only just been read
+    if early.arrived(signal.SIGHUP):  # perhaps after the configuration was read
+        config = _reread(options.config_file, config)
     while await _run_until_told(_run(options, config, metrics), words):
         config = _reread(options.config_file, config)
     log.info("stopped; the rules stay")
