@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kpx.agent.digest import digest, minus, plus
-from kpx.agent.inputs import NO_INPUTS, Inputs, every_port, first_of, in_turn, only, step, todo_of, weight
+from kpx.agent.inputs import NO_INPUTS, Inputs, every_port, first_of, in_turn, nearer, only, step, todo_of, weight
 from kpx.agent.steady import Steady
 from kpx.agent.store import Ports, ServiceKey, Store
 from kpx.api import KubeProxyConfiguration
@@ -36,6 +36,8 @@ Fragments = Mapping[ServicePortName, Fragment]
 
 STEP = 200
 """Rules, more or less: so much of a Service with many ports is changed in one go."""
+ENDPOINTS = 300
+"""So many endpoints of a Service, more or less, change in one go: each is some four lines for the tool."""
 LARGE, KEPT = 500, 4
 """The rules of Services with more chains than `LARGE` are kept after all: of the last `KEPT` that changed."""
 
@@ -208,7 +210,7 @@ class Desired:
         return [change for key in self._with_rivals(touched) for change in self._recompile(key, None)]
 
     def recompile_step(self, touched: Iterable[ServiceKey]) -> tuple[list[Change], frozenset[ServiceKey]]:
-        """The same, but of Services with many ports not all at once; also returns those with which to go on."""
+        """The same, but large Services not all at once; also returns those with which to go on."""
         changes: list[Change] = []
         keys = self._with_rivals(touched)
         for key in keys:
@@ -306,13 +308,14 @@ class Desired:
             self._losers[key] = self._new_losers[key] = winner
 
     def _recompile(self, key: ServiceKey, room: int | None) -> list[Change]:
-        """Bring a Service up to date, or, if there is only `room` for so many rules, some of its ports."""
+        """Bring a Service up to date, or, if there is only `room` for so many rules, some of its ports and slices."""
         before = self._inputs.pop(key, NO_INPUTS)
         ports = self._claims.kept(key, self.store.ports(key, self.target.family))
-        wanted = Inputs(ports, self.store.slices(key))
+        last = self.store.slices(key)
+        wanted = Inputs(ports, last if room is None else nearer(before.slices, last, ENDPOINTS))
         todo = todo_of(before, wanted)
         names = todo if room is None else frozenset(first_of(in_turn(todo, before), before, wanted, room))
-        now = wanted if names == todo else step(before, wanted, todo, names)
+        now = wanted if names == todo and wanted.slices is last else step(before, wanted, todo, names)
         if now.ports or now.rest:
             self._inputs[key] = now
         self._endpoint_total += self._count(now) - self._count(before)

@@ -1,7 +1,7 @@
 """What a Service is compiled from, and how a large change is made of small ones. Pure.
 
-A Service of many ports that changes as a whole would hold up all others: so some ports are changed at a time, and the
-others stand as they were.
+A Service of many ports or endpoints that changes as a whole would hold up all others: so some ports, and some slices,
+are changed at a time, and the others stand as they were.
 """
 
 from collections import Counter
@@ -9,13 +9,15 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from kpx.agent.store import Ports, Slices
+from kpx.model.endpoint import Slice
 from kpx.model.service import ServicePort, ServicePortName
 
 
 class Inputs(NamedTuple):
     """What a Service was compiled from last: the very values of the store, but for what another Service has.
 
-    `rest` are those of its ports that still stand as they were before, while a large change is made step by step.
+    `rest` are those of its ports that still stand as they were before, while a large change is made step by step; it is
+    empty if all that is left are slices.
     """
 
     ports: Ports
@@ -54,6 +56,35 @@ def only(inputs: Inputs, names: Collection[ServicePortName]) -> Inputs:
     return Inputs(tuple(port for port in inputs.ports if port.name in names), inputs.slices)
 
 
+def nearer(before: Slices, wanted: Slices, room: int) -> Slices:
+    """Slices on the way from what they were to what they should be: about `room` endpoints change, or one slice.
+
+    Those that are gone go first, then those that changed longest ago: a store adds what changes at the end.
+    """
+    old, new = {one.name: one for one in before}, {one.name: one for one in wanted}
+    for name in (*(one for one in old if one not in new), *new):
+        if room <= 0:
+            return tuple(old.values())
+        room -= _changed(old.get(name), new.get(name))
+        if name in new:
+            old[name] = new[name]
+        else:
+            del old[name]
+    return wanted
+
+
+def _changed(old: Slice | None, new: Slice | None) -> int:
+    """How many endpoints come, go or change with a slice, more or less."""
+    return 0 if old == new else len(_endpoints(old) ^ _endpoints(new)) + 1
+
+
+def _endpoints(one: Slice | None) -> frozenset[tuple[bytes, int]]:
+    if one is None or not one.states:
+        return frozenset()
+    size = len(one.addresses) // len(one.states)
+    return frozenset((one.addresses[at * size : (at + 1) * size], state) for at, state in enumerate(one.states))
+
+
 def todo_of(before: Inputs, wanted: Inputs) -> frozenset[ServicePortName]:
     """Which service ports of a Service aren't in force as wanted, or shouldn't be."""
     ports = frozenset(wanted.ports)
@@ -88,7 +119,7 @@ def first_of(names: Sequence[ServicePortName], before: Inputs, wanted: Inputs, r
 def step(
     before: Inputs, wanted: Inputs, todo: Collection[ServicePortName], names: Collection[ServicePortName]
 ) -> Inputs:
-    """What is in force once these of the ports that are to be done are."""
+    """What is in force once these of the ports that are to be done are; there is a rest in any case."""
     left = frozenset(todo) - frozenset(names)
     rest: Inputs | None = None
     for part in reversed(tuple(before.parts())):

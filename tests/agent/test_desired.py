@@ -113,6 +113,57 @@ def greedy(number: int, pick: random.Random) -> list[Manifest]:
     return [service(f"greedy-{number}", f"10.111.0.{number + 1}", ports=ports or unnamed, externalIPs=addresses), made]
 
 
+def crowd(pick: random.Random) -> list[Manifest]:
+    """A Service of many endpoints, and some of its slices, which repeat each other's endpoints now and then."""
+    found: list[Manifest] = [service("crowd", "10.112.0.1")]
+    for number in pick.sample(range(8), 3):
+        pods = [f"10.240.{pick.choice((number, 0))}.{one + 1}" for one in pick.sample(range(20), pick.randrange(10))]
+        made = endpoint_slice("crowd", pods)
+        made["metadata"]["name"] = f"crowd-{number}"
+        found.append(made)
+    return found
+
+
+def test_a_crowd_changes_a_few_endpoints_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices that come, change and go; those that go on changing don't keep the others waiting."""
+    monkeypatch.setattr(desired_module, "ENDPOINTS", 25)
+    store = Store(NODE)
+    store.take(Put(parse_object("Node", node_objects(1)[0])))
+    desired = Desired(store, CONFIG, Target(NODE))
+    desired.load_all()
+    key = ("shop", "crowd")
+
+    def put(number: int, count: int) -> None:
+        made = endpoint_slice("crowd", [f"10.240.{number}.{one + 1}" for one in range(count)])
+        made["metadata"]["name"] = f"crowd-{number:02}"
+        store.take(Put(parse_object("EndpointSlice", made)))
+
+    def in_force() -> frozenset[str]:
+        return frozenset(str(one) for served in desired.served(key) for one in served.endpoints)
+
+    store.take(Put(parse_object("Service", service("crowd", "10.112.0.1"))))
+    for number in range(40):
+        put(number, 10)
+    before = in_force()
+    for turn in range(20):
+        put(turn % 2, 5 + turn % 5)  # these two never rest
+        desired.recompile_step({key})
+        changed, before = in_force() ^ before, in_force()
+        assert 0 < len(changed) <= 45, "a slice more than there is room for, and what has to change again"
+    assert len(in_force()) >= 390
+    for number in range(20, 40):
+        store.take(Gone("EndpointSlice", "shop", f"crowd-{number:02}"))
+    left, steps = frozenset({key}), 0
+    while left:
+        _, left = desired.recompile_step(left)
+        steps += 1
+    assert steps > 6
+    fresh = Desired(store, CONFIG, Target(NODE))
+    fresh.load_all()
+    assert desired.digest == fresh.digest
+    assert len(in_force()) < 200
+
+
 @pytest.mark.kernel
 @needs_kernel
 @pytest.mark.parametrize("seed", range(3))
@@ -120,6 +171,7 @@ def test_large_services_are_changed_step_by_step_whatever_comes_in_between(
     seed: int, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(desired_module, "STEP", 12)
+    monkeypatch.setattr(desired_module, "ENDPOINTS", 9)
     pick, store, tools = random.Random(seed), Store(NODE), Tools(Backend.NFT, Family.IPV4)
     store.take(Put(parse_object("Node", node_objects(1)[0])))
     desired = Desired(store, CONFIG, Target(NODE))
@@ -130,7 +182,8 @@ def test_large_services_are_changed_step_by_step_whatever_comes_in_between(
     most = 0
     for turn in range(150):
         if turn < 100:
-            for one in (parse_object(str(one["kind"]), one) for one in greedy(pick.randrange(3), pick)):
+            made = greedy(pick.randrange(3), pick) if pick.random() < 0.7 else crowd(pick)
+            for one in (parse_object(str(one["kind"]), one) for one in made):
                 objects[type(one).__name__, one.metadata.namespace, one.metadata.name] = one
                 waiting |= store.take(Put(one))
         changes, unfinished = desired.recompile_step(waiting)
