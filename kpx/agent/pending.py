@@ -20,7 +20,7 @@ CALM = 5.0
 """Seconds without a turn after which a Service is calm."""
 REST = 1.0
 """How long no large Service is served after one was, in times of what that took."""
-OWN_REST = 3.0
+OWN_REST = 2.0
 """How long a large Service itself rests after its turn, likewise."""
 TRIGGERS = 100
 """Times of changes of one Service that are remembered while it waits."""

@@ -39,8 +39,8 @@ def test_what_is_large_rests_after_its_turn_and_all_large_ones_a_little() -> Non
     assert one.due(2.0) == 2.0
     assert one.take(3.9) == Batch()
     assert list(one.take(4.0).services) == [GIANT]
-    assert one.take(7.9) == Batch()
-    assert list(one.take(8.0).services) == [HUGE]
+    assert one.take(5.9) == Batch()
+    assert list(one.take(6.0).services) == [HUGE]
 
 
 def test_a_large_one_that_has_waited_long_goes_before_calm_ones() -> None:
