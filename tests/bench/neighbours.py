@@ -140,10 +140,10 @@ def troubled(scene: Scene, trouble: Trouble, rate: float) -> Iterator[None]:
 
 
 def settle(scene: Scene) -> None:
-    """Wait until the agent has written what has just been put."""
+    """Wait until the agent has written what has just been put; what is large is written in steps, with rests."""
     while True:
         known = len(scene.agent.log("synced"))
-        time.sleep(6)
+        time.sleep(15)
         if len(scene.agent.log("synced")) == known:
             return
 
