@@ -5,6 +5,8 @@ first line that is logged; nothing else in kpx imports it.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,8 +28,8 @@ def configure(json: bool = False, level: int = INFO) -> None:
 
 def load() -> None:
     """Import what logging needs, now: who runs for long may have neither memory nor files left later."""
-    import structlog  # noqa: F401
-
+    with _without("rich"):
+        import structlog  # noqa: F401
     if _settings:
         _apply(_settings[-1])
         _settings.clear()
@@ -41,6 +43,19 @@ class _Settings:
 
 _settings: list[_Settings] = []
 """What was asked for and not done yet."""
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Let a package not be there. If rich is, structlog imports it, for tracebacks that nobody prints here."""
+    absent = package not in sys.modules
+    if absent:
+        vars(sys)["modules"][package] = None
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[package]
 
 
 class Logger:
@@ -76,9 +91,9 @@ def get_logger() -> Logger:
 
 
 def _logger() -> "FilteringBoundLogger":
+    load()
     import structlog
 
-    load()
     logger: FilteringBoundLogger = structlog.get_logger()
     return logger
 

@@ -7,7 +7,6 @@ import os
 import sys
 from importlib import import_module
 from inspect import cleandoc
-from types import ModuleType
 
 import click
 
@@ -86,7 +85,6 @@ def main() -> None:
     """Run the command line; the entry point of the package."""
     # A command builds one large tree of objects and ends: looking for garbage in it finds none and takes time.
     gc.disable()
-    _use_no_plugins()
     _open_streams()
     logs.configure()
     try:
@@ -116,16 +114,6 @@ def main() -> None:
         error.with_traceback(None)  # it holds on to all that was in memory
         log.error("not enough memory")
         sys.exit(2)
-
-
-def _use_no_plugins() -> None:
-    """Keep pydantic from looking through all packages for plugins: it takes a tenth of `kpx render` to find none.
-
-    Who uses kpx as a library keeps theirs.
-    """
-    loader = ModuleType("pydantic.plugin._loader")
-    vars(loader)["get_plugins"] = lambda: ()
-    sys.modules.setdefault(loader.__name__, loader)
 
 
 def _open_streams() -> None:

@@ -1,9 +1,11 @@
 """The options that commands share. Imports nothing but click: see `kpx.cli.commands`."""
 
 import json
+import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeVar
 
 import click
@@ -23,11 +25,22 @@ def calls(module: str) -> Callable[[Callable[[], None]], Callable[..., None]]:
     def decorate(described: Callable[[], None]) -> Callable[..., None]:
         @wraps(described)
         def call(**values: Any) -> None:
+            _use_no_plugins()
             import_module(module).command(**values)
 
         return call
 
     return decorate
+
+
+def _use_no_plugins() -> None:
+    """Keep pydantic from looking through all packages for plugins: it takes a tenth of `kpx render` to find none.
+
+    Who uses kpx as a library keeps theirs.
+    """
+    loader = ModuleType("pydantic.plugin._loader")
+    vars(loader)["get_plugins"] = lambda: ()
+    sys.modules.setdefault(loader.__name__, loader)
 
 
 files_option = click.option(

@@ -28,9 +28,6 @@ from kpx.model.external import ExternalRanges, parse_ranges
 from kpx.netfilter.backend import detect
 from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.apply import remove
-from kpx.sources.cluster import ClusterSource
-from kpx.sources.connection import connect
-from kpx.sources.directory import DirectorySource
 
 log = logs.get_logger()
 
@@ -132,8 +129,14 @@ async def _agent(options: _Options, config: KubeProxyConfiguration, metrics: Met
     for warning in host.shortcomings(setup.backend):
         log.warning(warning)
     if options.manifests:
+        from kpx.sources.directory import DirectorySource
+
         yield _checked(Agent(setup, DirectorySource(str(options.manifests)), metrics))
         return
+    # A client of the API server takes a third of all imports; who follows a directory has no use for one.
+    from kpx.sources.cluster import ClusterSource
+    from kpx.sources.connection import connect
+
     connection = await connect(options.kubeconfig, config)
     try:
         source = ClusterSource(connection, setup.node_name, metrics.watch_restarted)
