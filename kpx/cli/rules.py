@@ -15,6 +15,7 @@ from kpx.cli.inputs import Inputs, read_inputs, tools_for
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.model.node import node_view
+from kpx.netfilter.reading import BUILT_IN, read_tables
 from kpx.netfilter.save import Saved, SaveError, parse_save
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -126,7 +127,7 @@ class RuleSource:
 
     def _kernel(self, family: Family) -> tuple[str, Saved]:
         tools = tools_for(family, self.backend)
-        return f"the kernel ({tools.backend})", parse_save(tools.save())
+        return f"the kernel ({tools.backend})", read_tables(tools, tuple(BUILT_IN))
 
 
 def _is_node(one: object, name: str) -> bool:

@@ -19,6 +19,7 @@ from kpx.cli.output import json_text, page
 from kpx.errors import KpxError
 from kpx.netfilter.counters import Counted, parse_counters, read_counters
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
+from kpx.netfilter.reading import read_tables
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.netfilter.tools import Tools, binary
 
@@ -101,7 +102,7 @@ def _readings(tools: Sequence[Tools], interval: float) -> Iterator[Reading]:
         if not counters.keys() <= owners.keys():
             owners = {}
             for some in tools:
-                owners |= _owners(parse_save(some.save("nat")))
+                owners |= _owners(read_tables(some, ["nat"]))
             owners = dict.fromkeys(counters, "") | owners
         yield Reading(at, counters, {chain: owner for chain, owner in owners.items() if owner})
         due = max(due + interval, time.monotonic())

@@ -27,7 +27,7 @@ from kpx.cli.rules import RuleSource, with_rules
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.backend import available
-from kpx.netfilter.save import parse_save
+from kpx.netfilter.reading import read_tables
 from kpx.netfilter.tools import Tools, binary
 
 _MANIFESTS = (".yaml", ".yml", ".json")
@@ -73,7 +73,7 @@ def _two_backends(family: Family) -> Iterator[Finding]:
     holding = {}
     for backend in available():
         if binary(backend, family, "-save"):
-            nat = parse_save(Tools(backend, family).save("nat")).get("nat")
+            nat = read_tables(Tools(backend, family), ["nat"]).get("nat")
             holding[backend.value] = [name for name, chain in nat.chains.items() if chain.rules] if nat else []
     return both_backends(holding)
 
