@@ -104,8 +104,10 @@ def _saved(tools: Tools, tables: Collection[str], niceness: int) -> Saved | None
 
 def _is_complete(text: str) -> bool:
     """Whether a save ends as saves do, and was not cut off."""
-    lines = (line for line in reversed(text.splitlines()) if line and not line.startswith("#"))
-    return next(lines, "COMMIT") == "COMMIT"
+    end = text.rstrip("\n")
+    while end.startswith("#", last := end.rfind("\n") + 1):
+        end = end[:last].rstrip("\n")
+    return end[last:] in ("", "COMMIT")
 
 
 def _is_whole(name: str, chains: Collection[str], table: SavedTable | None) -> bool:
