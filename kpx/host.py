@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
 
-import structlog
-
+from kpx import logs
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.settings import settings_for
 from kpx.errors import KpxError
@@ -21,7 +20,7 @@ from kpx.model.node import NodeView
 from kpx.netfilter.netlink import NETLINK_ROUTE, Netlink, attributes
 from kpx.netfilter.tools import Backend
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _SYS = Path("/proc/sys")
 _HASHSIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import structlog
+from kpx import logs
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 REQUEST_SECONDS = 10.0
 """How long the first request may take until it is there."""

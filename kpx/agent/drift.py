@@ -6,8 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import structlog
-
+from kpx import logs
 from kpx.agent.suspects import ChainKey, Culprit
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -17,7 +16,7 @@ from kpx.netfilter.monitor import Change, NftMonitor, OwnCommits
 from kpx.netfilter.refusal import RestoreError
 from kpx.netfilter.tools import Backend, Recording
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
 class Drift:

@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import structlog
-
+from kpx import logs
 from kpx.agent.store import Store
 from kpx.agent.sync import FamilySync
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 PREFIX, KEPT = "kpx-dump-", 5
 """How the names of dumps begin, and how many are kept."""

@@ -1,12 +1,10 @@
 """Takes external IPs that aren't allowed here from Services that the source tells of."""
 
-import structlog
-
-from kpx import api
+from kpx import api, logs
 from kpx.model.external import ExternalRanges, without_external_ips
 from kpx.sources.events import Event, Gone, Put
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
 class ExternalIPs:

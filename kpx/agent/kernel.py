@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import structlog
-
+from kpx import logs
 from kpx.agent.desired import Desired
 from kpx.agent.load import Load
 from kpx.agent.store import ServiceKey
@@ -30,7 +29,7 @@ from kpx.reconcile.edit import Edit
 from kpx.reconcile.phases import NFT_CHAINS, harmless
 from kpx.reconcile.plan import Plan, Planner
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 CHUNK = 20
 """How many Services to compile before other tasks get their turn: some 3 ms."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final, Self
 
-import structlog
 from aiohttp import web
 
+from kpx import logs
 from kpx.agent import files
 from kpx.agent.door import IDLE_SECONDS, Door
 from kpx.agent.store import ServiceKey
@@ -20,7 +20,7 @@ from kpx.agent.throttle import Backoff
 from kpx.errors import KpxError
 from kpx.family import Family, host_port
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _QUEUE = 128
 """Connections of a port that the kernel keeps until they are accepted."""

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-import structlog
-
+from kpx import logs
 from kpx.agent import told
 from kpx.agent.health import Health
 from kpx.agent.kernel import Kernel, chunks
@@ -27,7 +26,7 @@ from kpx.reconcile.apply import Outcome
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 FALSE_ALARM_SECONDS = 1.0
 """How long the next look waits after one that found no harm: somebody may be busy with rules of their own."""

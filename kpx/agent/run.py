@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import structlog
-
-from kpx import api, host
+from kpx import api, host, logs
 from kpx.agent import memory
 from kpx.agent.checks import update_checks
 from kpx.agent.connections import Connections, Detail, Wanted
@@ -38,7 +36,7 @@ from kpx.netfilter.tools import Backend, Tools, binary
 from kpx.sources.events import Event, Put, Source, Unsound
 from kpx.sources.events import Synced as SourceSynced
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 KINDS = frozenset({"Service", "EndpointSlice", "Node"})
 TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"

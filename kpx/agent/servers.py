@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-import structlog
-
+from kpx import logs
 from kpx.agent import files
 from kpx.agent.health import Health
 from kpx.agent.listener import Listener, Reply
@@ -23,7 +22,7 @@ from kpx.compiler.compile import Layout
 from kpx.family import Family, host_port
 from kpx.version import __version__
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""

@@ -13,9 +13,7 @@ from itertools import islice
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TypeVar
 
-import structlog
-
-from kpx import host
+from kpx import host, logs
 from kpx.agent.backlog import Backlog, Work
 from kpx.agent.desired import Desired
 from kpx.agent.inputs import Inputs
@@ -29,7 +27,7 @@ from kpx.model.service import ServicePort
 from kpx.netfilter import conntrack
 from kpx.netfilter.flows import IPV4_SIZE, Flow, Frontends, Place, frontends, queries, stale
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 CHUNK = 5_000
 """How many stale flows to find before they are deleted: 2 MB."""

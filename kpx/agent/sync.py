@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import structlog
-
+from kpx import logs
 from kpx.agent import told
 from kpx.agent.desired import Desired
 from kpx.agent.health import Health
@@ -26,7 +25,7 @@ from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import owners_of
 from kpx.reconcile.plan import Plan
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 LONGEST_PAUSE = 5.0
 """Seconds between tries while nothing can be written, at most: what hinders may end at any time."""

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import structlog
-
+from kpx import logs
 from kpx.agent.metrics import Metrics
 from kpx.agent.suspects import Culprit
 from kpx.errors import KpxError
@@ -18,7 +17,7 @@ from kpx.reconcile.edit import Edit
 from kpx.reconcile.owners import Owners
 from kpx.reconcile.report import differences
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

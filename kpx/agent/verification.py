@@ -10,8 +10,7 @@ import time
 from collections.abc import Container
 from dataclasses import replace
 
-import structlog
-
+from kpx import logs
 from kpx.agent import memory
 from kpx.agent.digest import digest, minus, plus
 from kpx.agent.kernel import Changes, Kernel, chunks
@@ -25,7 +24,7 @@ from kpx.reconcile.apply import read_live
 from kpx.reconcile.edit import Edit
 from kpx.reconcile.plan import Planner
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 REST = 19.0
 """How long the next look is away at least, in times of what the last one took: 5 % of the time go to looks."""

@@ -5,15 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kpx.analysis.origin import Origin as Origin
 from kpx.family import Family, host_port
-
-
-class Origin(StrEnum):
-    """Where a packet comes from: it enters the host from a pod or from outside, or the host itself sends it."""
-
-    POD = "pod"
-    OUTSIDE = "outside"
-    NODE = "node"
 
 
 @dataclass(frozen=True, slots=True)

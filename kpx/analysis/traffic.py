@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
+from kpx.analysis.order import Order
 from kpx.netfilter.counters import Counted
 from kpx.printable import printable
 from kpx.shape import Part
@@ -52,10 +53,10 @@ class Reading:
     owners: Mapping[str, str]
 
 
-SORTS: Mapping[str, Callable[[ServiceTraffic | EndpointTraffic], tuple[float, float]]] = {
-    "rate": lambda one: (-(one.rate or 0.0), -one.connections),
-    "total": lambda one: (-one.connections, 0.0),
-    "name": lambda one: (0.0, 0.0),
+SORTS: Mapping[Order, Callable[[ServiceTraffic | EndpointTraffic], tuple[float, float]]] = {
+    Order.RATE: lambda one: (-(one.rate or 0.0), -one.connections),
+    Order.TOTAL: lambda one: (-one.connections, 0.0),
+    Order.NAME: lambda one: (0.0, 0.0),
 }
 """Orders of service ports and endpoints; equal ones go by name."""
 
@@ -105,7 +106,7 @@ def _endpoint_key(one: EndpointTraffic) -> str:
 
 
 def _sorted(rows: Iterable[Row], sort: str, name: Callable[[Row], str]) -> list[Row]:
-    return sorted(rows, key=lambda one: (SORTS[sort](one), name(one)))
+    return sorted(rows, key=lambda one: (SORTS[Order(sort)](one), name(one)))
 
 
 def _is_wanted(one: ServiceTraffic, wanted: str) -> bool:

@@ -3,14 +3,12 @@
 import errno
 import gc
 import io
-import logging
 import os
 import sys
 from importlib import import_module
 from inspect import cleandoc
 
 import click
-import structlog
 
 from kpx import logs
 from kpx.errors import InputError, KpxError
@@ -33,20 +31,32 @@ COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Commands that are imported when they are called, so that each starts fast."""
+    """Commands that are imported when they are called, so that each starts at once.
+
+    To list them, or to complete a word, their names and one line of each will do.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"kpx.cli.{cmd_name}").command
-        command.short_help = COMMANDS[cmd_name]
-        text, mark, example = cleandoc(command.help or "").partition("\b\nExample:")
-        if mark:  # the last thing that help shows, below the options
-            command.help, command.epilog = text.rstrip(), mark + example
-        return command
+        return click.Command(cmd_name, short_help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, _declared(name) if name and found else None, rest
+
+
+def _declared(name: str) -> click.Command:
+    """A command with its options and its help."""
+    command: click.Command = import_module(f"kpx.cli.commands.{name}").command
+    command.short_help = COMMANDS[name]
+    text, mark, example = cleandoc(command.help or "").partition("\b\nExample:")
+    if mark:  # the last thing that help shows, below the options
+        command.help, command.epilog = text.rstrip(), mark + example
+    return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -62,8 +72,10 @@ def cli(log_format: str, verbose: bool) -> None:
     Example:
       kpx render -f manifests/ --node node-0 --config config.yaml
     """
-    logs.configure(json=log_format == "json", level=logging.DEBUG if verbose else logging.INFO)
+    logs.configure(json=log_format == "json", level=logs.DEBUG if verbose else logs.INFO)
 
+
+log = logs.get_logger()
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Why results can't be written; a pipe that nobody reads any more is click's business."""
@@ -76,7 +88,7 @@ def main() -> None:
     _open_streams()
     logs.configure()
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="kpx", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         text = io.StringIO()
@@ -87,19 +99,20 @@ def main() -> None:
         sys.exit(130)
     except InputError as error:
         for problem in dict.fromkeys(map(str, error.problems)):
-            structlog.get_logger().error(problem)
+            log.error(problem)
         sys.exit(2)
     except KpxError as error:
-        structlog.get_logger().error(str(error))
+        log.error(str(error))
         sys.exit(2)
     except OSError as error:
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left over is not to be tried again at the end
-        structlog.get_logger().error(f"standard output: {error.strerror}")
+        log.error(f"standard output: {error.strerror}")
         sys.exit(2)
-    except MemoryError:
-        structlog.get_logger().error("not enough memory")
+    except MemoryError as error:
+        error.with_traceback(None)  # it holds on to all that was in memory
+        log.error("not enough memory")
         sys.exit(2)
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn
 from rich.progress import Progress as Bar
 
-from kpx import host
-from kpx.cli.inputs import FAMILIES, backend_option, nfacct_option, object_options, read_inputs, tools_for
-from kpx.cli.output import json_options, json_text
+from kpx import host, logs
+from kpx.cli.inputs import read_inputs, tools_for
+from kpx.cli.options import FAMILIES
+from kpx.cli.output import json_text
 from kpx.cli.written import Written, written
 from kpx.compiler.names import FORWARD, NODEPORTS
 from kpx.family import Family
@@ -23,16 +23,12 @@ from kpx.netfilter.tools import Tools
 from kpx.reconcile.apply import Outcome, Progress, apply, payload_of, read_live
 from kpx.reconcile.plan import make_plan
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
-@click.command()
-@object_options
-@backend_option
-@nfacct_option
-@click.option("--dry-run", is_flag=True, help="Print what would be sent to iptables-restore; change nothing.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@json_options(Written, "The same as --format json")
+SHAPE = Written
+
+
 def command(
     files: tuple[str, ...],
     node: str | None,
@@ -46,15 +42,7 @@ def command(
     form: str,
     as_json: bool,
 ) -> None:
-    """Bring the kernel's rules up to date with manifests: only the difference is written, in one go.
-
-    Rules that stay keep their counters; foreign rules and chains are not touched; rules of kube-proxy are taken
-    over. A Service whose rules the kernel refuses keeps its old ones while the others are applied.
-
-    \b
-    Example:
-      kpx apply -f shop/ --config config.yaml --node node-0 --dry-run
-    """
+    """Bring the kernel's rules up to date with manifests: only the difference is written, in one go."""
     inputs = read_inputs(files, node, config_file, layout, keep_going)
     families = FAMILIES[family]
     counting = [one for one in families if _counts(tools_for(one, backend), nfacct)]

@@ -3,29 +3,22 @@
 import time
 
 import click
-import structlog
 
-from kpx.cli.inputs import FAMILIES, backend_option, tools_for
-from kpx.cli.output import json_options, json_text
+from kpx import logs
+from kpx.cli.inputs import tools_for
+from kpx.cli.options import FAMILIES
+from kpx.cli.output import json_text
 from kpx.cli.written import Written, written
 from kpx.reconcile.apply import remove
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
-@click.command()
-@backend_option
-@click.option("--family", type=click.Choice(list(FAMILIES)), default="dual", show_default=True, help="IP family.")
-@json_options(Written)
+SHAPE = Written
+
+
 def command(backend: str, family: str, as_json: bool) -> None:
-    """Remove every chain and jump of ours (or of kube-proxy in iptables mode), and nothing else.
-
-    What kubelet shares with us stays where kubelet runs, and so do chains that other programs' rules jump to.
-
-    \b
-    Example:
-      kpx cleanup --backend nft
-    """
+    """Remove every chain and jump of ours (or of kube-proxy in iptables mode), and nothing else."""
     for one in FAMILIES[family]:
         tools = tools_for(one, backend)
         start = time.monotonic()

@@ -8,13 +8,13 @@ from textwrap import fill
 from typing import Annotated
 
 import click
-import structlog
 from pydantic import Field
 
-from kpx import host
+from kpx import host, logs
 from kpx.cli import review
-from kpx.cli.inputs import FAMILIES, Inputs, backend_option, object_options_but_layout, read_inputs, tools_for
-from kpx.cli.output import columns, json_options, json_text
+from kpx.cli.inputs import Inputs, read_inputs, tools_for
+from kpx.cli.options import FAMILIES
+from kpx.cli.output import columns, json_text
 from kpx.compiler.compile import Layout
 from kpx.compiler.names import SERVICES
 from kpx.errors import KpxError
@@ -30,7 +30,7 @@ from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import FRAME, Difference, differences
 from kpx.sources.manifests import SUFFIXES
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 Found = Mapping[str, Sequence[Difference]]
 Differences = Annotated[
@@ -42,22 +42,9 @@ Differences = Annotated[
 ]
 
 
-@click.command()
-@object_options_but_layout
-@click.option(
-    "--layout",
-    type=click.Choice([one.value for one in Layout]),
-    help="Compare with rules in this layout [default: the layout of the rules that are there].",
-)
-@backend_option
-@click.option(
-    "--against",
-    type=click.Path(exists=True, path_type=Path),
-    help="Compare with this instead of the kernel: an output of iptables-save, or other manifests (a directory, or a "
-    "file that ends in .yaml, .yml or .json). Needs no root.",
-)
-@click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True)
-@json_options(Differences | review.Reviews, "The same as --format json")
+SHAPE = Differences | review.Reviews
+
+
 def command(
     files: tuple[str, ...],
     node: str | None,
@@ -70,19 +57,7 @@ def command(
     form: str,
     as_json: bool,
 ) -> None:
-    """Compare rules with what manifests ask for. Prints, per Service, what is missing, extra or changed.
-
-    Rules of kube-proxy are compared in kube-proxy's layout, unless --layout says otherwise: the differences are those
-    in what happens to packets, not in how rules are laid out. Against other manifests it tells, per Service, what a
-    change from those to these means for the node: a review.
-
-    Rules are printed in a line each, wrapped on a terminal. Exit status 0: no difference, 1: there are some.
-
-    \b
-    Example:
-      kpx diff -f shop/ --config config.yaml --node node-0 --against dump.save
-      kpx diff -f shop/ --against ../main/shop/ --format markdown
-    """
+    """Compare rules with what manifests ask for. Prints, per Service, what is missing, extra or changed."""
     form = "json" if as_json else form
     inputs = read_inputs(files, node, config_file, layout or Layout.TREE, keep_going)
     families = FAMILIES[family]

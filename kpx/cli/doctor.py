@@ -6,8 +6,8 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from kpx.cli.inputs import backend_option, config_option, read_config
-from kpx.cli.output import json_options, json_text, page, put
+from kpx.cli.inputs import read_config
+from kpx.cli.output import json_text, page, put
 from kpx.doctor.checks import Finding, Level, examine
 from kpx.doctor.gather import gather
 from kpx.errors import KpxError
@@ -17,21 +17,11 @@ _MESSAGES = 18
 """The column where messages begin."""
 
 
-@click.command()
-@config_option
-@backend_option
-@json_options(list[Finding], "Print a JSON array of findings")
+SHAPE = list[Finding]
+
+
 def command(config_file: str | None, backend: str, as_json: bool) -> None:
-    """Look whether this node is fit for kpx, and what other proxies have left on it. Changes nothing.
-
-    Every kind of rule that kpx writes is tried on the kernel, in a network namespace that lives only for that. With
-    --config, the kernel settings that it asks for are looked at, too. Exit status: 0 nothing fails, 1 something does,
-    2 it couldn't look.
-
-    \b
-    Example:
-      kpx doctor --config /var/lib/kube-proxy/config.conf
-    """
+    """Look whether this node is fit for kpx, and what other proxies have left on it. Changes nothing."""
     if os.geteuid() != 0:
         raise KpxError("only root may look at a node's rules")
     findings = examine(gather(backend, read_config(config_file) if config_file else None))

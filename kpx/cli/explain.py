@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kpx.analysis.report import OutcomeReport
-from kpx.cli.inputs import FAMILIES, Inputs
-from kpx.cli.output import json_options, json_text, page, put, share
-from kpx.cli.rules import Held, RuleSource, rule_options
+from kpx.cli.inputs import Inputs
+from kpx.cli.options import FAMILIES
+from kpx.cli.output import json_text, page, put, share
+from kpx.cli.rules import Held, RuleSource, with_rules
 from kpx.errors import InputError
 from kpx.explain.explain import explain
 from kpx.explain.report import EndpointReport, Explanation, ServicePortReport, UseReport, WayReport
@@ -24,23 +25,12 @@ SHOWN = 12
 """Endpoints that are listed, unless all are asked for."""
 
 
-@click.command()
-@click.argument("asked", metavar="WHAT")
-@click.option("--family", type=click.Choice(list(FAMILIES)), help="IP family [default: those that there are rules of].")
-@click.option("--all", "everything", is_flag=True, help="List all endpoints, however many there are.")
-@json_options(Explanation)
-@rule_options
+SHAPE = Explanation
+
+
+@with_rules
 def command(source: RuleSource, asked: str, family: str | None, everything: bool, as_json: bool) -> None:
-    """Explain WHAT: a Service (shop/web, shop/web:http), a VIP, a node port, a pod's address or a chain.
-
-    Says every way in and who may use it, which endpoints take part on this node and which don't and why, and what is
-    wrong. With manifests (-f) and rules (--rules or --live) it also says where the rules are not as they should be;
-    with rules alone, what these tell.
-
-    \b
-    Example:
-      kpx explain shop/web -f shop/ --config config.yaml --rules dump.save
-    """
+    """Explain WHAT: a Service (shop/web, shop/web:http), a VIP, a node port, a pod's address or a chain."""
     families = FAMILIES[family] if family else source.families
     if source.inputs:
         worlds, origin = _worlds(source, source.inputs, families)

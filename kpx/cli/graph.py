@@ -3,36 +3,30 @@
 from pathlib import Path
 
 import click
-import structlog
 
+from kpx import logs
 from kpx.analysis.dot import dot, svg
 from kpx.analysis.fold import folded
 from kpx.analysis.mermaid import MOST_ARROWS, MOST_CHARACTERS, mermaid
 from kpx.analysis.page import page
 from kpx.analysis.picture import Picture, picture
 from kpx.analysis.simulate import Tables
-from kpx.cli.output import json_options, json_text
-from kpx.cli.rules import RuleSource, rule_options
+from kpx.cli.output import json_text
+from kpx.cli.rules import RuleSource, with_rules
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.printable import excerpt
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _NAMED = 10
 """How many Services an error names."""
 
 
-@click.command()
-@click.argument("services", nargs=-1, metavar="[SERVICE]...")
-@click.option("--format", "form", type=click.Choice(["svg", "dot", "mermaid"]), default="svg", show_default=True)
-@click.option("--html", is_flag=True, help="One page, to search and to click in, that needs no network and no kpx.")
-@json_options(Picture, "Boxes and arrows as JSON")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
-@click.option(
-    "--family", type=click.Choice([one.value for one in Family]), default=Family.IPV4.value, show_default=True
-)
-@rule_options
+SHAPE = Picture
+
+
+@with_rules
 def command(
     source: RuleSource,
     services: tuple[str, ...],
@@ -42,18 +36,7 @@ def command(
     output: Path | None,
     family: str,
 ) -> None:
-    """Draw rules: all of them, or those of each SERVICE (namespace/name, or namespace/name:port).
-
-    Ways in are blue, endpoints green, refusals red; arrows bear the share of packets that takes them. Asks the rules in
-    the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f those that manifests
-    compile to. Of more than 24 endpoints of a Service a few are drawn, the others counted. SVG needs Graphviz and takes
-    up to 500 service ports; the page, DOT and Mermaid don't.
-
-    \b
-    Example:
-      kpx graph shop/front-end -f shop/ --node node-0 -o front-end.svg
-      kpx graph --rules dump.save --html -o rules.html
-    """
+    """Draw rules: all of them, or those of each SERVICE (namespace/name, or namespace/name:port)."""
     if html and as_json:
         raise KpxError("--html and --json: choose one of them")
     held = source.held(Family(family))

@@ -2,94 +2,25 @@
 
 import socket
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
-import click
-import structlog
-
+from kpx import logs
 from kpx.api import KubeProxyConfiguration, Object, parse_config
 from kpx.compiler.compile import Layout, Target, compile_sound
 from kpx.errors import InputError, KpxError, Problem
 from kpx.family import Family
 from kpx.model.balance import misread
-from kpx.netfilter.backend import detect
+from kpx.netfilter.backends import Backend
 from kpx.netfilter.ruleset import Ruleset
-from kpx.netfilter.tools import Backend, Tools
 from kpx.sources import manifests
 
-log = structlog.get_logger()
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from kpx.netfilter.tools import Tools
 
-FAMILIES = {"ipv4": (Family.IPV4,), "ipv6": (Family.IPV6,), "dual": tuple(Family)}
-
-files_option = click.option(
-    "-f",
-    "--file",
-    "files",
-    multiple=True,
-    required=True,
-    metavar="PATH",
-    help="Manifests: a file, a directory (recursive) or - for standard input. May be repeated.",
-)
-family_option = click.option(
-    "--family", type=click.Choice(list(FAMILIES)), default="ipv4", show_default=True, help="IP family."
-)
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(["auto", *(one.value for one in Backend)]),
-    default="auto",
-    show_default=True,
-    help="Which iptables; auto finds the one that this host uses.",
-)
-
-layout_option = click.option(
-    "--layout",
-    type=click.Choice([one.value for one in Layout]),
-    default=Layout.TREE.value,
-    show_default=True,
-    help="Search trees where chains would be long, or always lists, as kube-proxy has them. The verdicts are the same.",
-)
-node_option = click.option("--node", metavar="NAME", help="This node's name [default: hostnameOverride or hostname].")
-config_option = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(dir_okay=False),
-    help="KubeProxyConfiguration, the file of a kube-proxy DaemonSet.",
-)
-
-
-nfacct_option = click.option(
-    "--nfacct/--no-nfacct",
-    default=None,
-    help="Rules that count packets for kube-proxy's metrics, as kube-proxy has them where the kernel has nfacct.",
-)
-
-
-def object_options(command: Command) -> Command:
-    """The options of every command that compiles objects."""
-    return layout_option(object_options_but_layout(command))
-
-
-def object_options_but_layout(command: Command) -> Command:
-    """The same for a command that knows better which layout is wanted."""
-    for option in reversed(
-        (
-            files_option,
-            node_option,
-            config_option,
-            family_option,
-            click.option(
-                "--keep-going",
-                is_flag=True,
-                help="Leave broken objects out instead of stopping; still exit 2.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+log = logs.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +108,9 @@ def read_config(config_file: str | None) -> KubeProxyConfiguration:
     return config
 
 
-def tools_for(family: Family, backend: str) -> Tools:
+def tools_for(family: Family, backend: str) -> "Tools":
     """The iptables of `family`, of the backend that was asked for or is in use."""
+    from kpx.netfilter.backend import detect  # not to be imported by who only compiles
+    from kpx.netfilter.tools import Tools
+
     return Tools(detect() if backend == "auto" else Backend(backend), family)

@@ -45,35 +45,6 @@ def place_of(address: str, port: int | None) -> str:
     return host_port(address, port) if port else address
 
 
-def json_options(shape: Any, words: str = "Print JSON") -> Callable[[Command], Command]:
-    """The options `--json`, the argument `as_json` of the command, and `--schema`, which prints the schema of `shape`.
-
-    `shape` is any type that pydantic knows; a union if what is printed depends on what is asked.
-    """
-
-    def print_schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        if value:
-            click.echo(json.dumps(TypeAdapter(shape).json_schema(mode="serialization"), indent=2))
-            ctx.exit()
-
-    def decorate(command: Command) -> Command:
-        for option in (
-            click.option(
-                "--schema",
-                is_flag=True,
-                is_eager=True,
-                expose_value=False,
-                callback=print_schema,
-                help="Print the JSON schema of what --json prints, and end.",
-            ),
-            click.option("--json", "as_json", is_flag=True, help=f"{words}; --schema tells its shape."),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 def json_text(value: object, shape: Any, indent: int | None = 2) -> str:
     """A value of a shape as JSON, without the end of the line."""
     return json.dumps(TypeAdapter(shape).dump_python(value, mode="json"), indent=indent)

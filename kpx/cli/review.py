@@ -5,9 +5,9 @@ from textwrap import TextWrapper
 from typing import Annotated, NoReturn
 
 import click
-import structlog
 from pydantic import Field
 
+from kpx import logs
 from kpx.api import Node
 from kpx.cli.inputs import Inputs
 from kpx.cli.output import columns, json_text
@@ -18,7 +18,7 @@ from kpx.model.cluster import cluster_of, without_conflicts
 from kpx.model.node import node_view
 from kpx.model.review import Finding, Revision, review
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 Reviews = Annotated[
     Mapping[Family, Sequence[Finding]],

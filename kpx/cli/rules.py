@@ -7,25 +7,15 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
-
 from kpx import host
-from kpx.analysis.notation import unscoped
 from kpx.analysis.packet import Host
 from kpx.analysis.simulate import Simulator, tables_of, tables_of_save, translated_to
 from kpx.api import Node
-from kpx.cli.inputs import (
-    Inputs,
-    backend_option,
-    config_option,
-    layout_option,
-    node_option,
-    read_inputs,
-    tools_for,
-)
+from kpx.cli.inputs import Inputs, read_inputs, tools_for
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.model.node import node_view
+from kpx.netfilter.reading import BUILT_IN, read_tables
 from kpx.netfilter.save import Saved, SaveError, parse_save
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -137,7 +127,7 @@ class RuleSource:
 
     def _kernel(self, family: Family) -> tuple[str, Saved]:
         tools = tools_for(family, self.backend)
-        return f"the kernel ({tools.backend})", parse_save(tools.save())
+        return f"the kernel ({tools.backend})", read_tables(tools, tuple(BUILT_IN))
 
 
 def _is_node(one: object, name: str) -> bool:
@@ -157,54 +147,12 @@ def _family_of(saved: Saved) -> Family | None:
     return None
 
 
-def _addresses(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        return tuple(unscoped(value) for value in values)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-_OPTIONS = (
-    click.option(
-        "--rules", metavar="FILE", help="The rules that iptables-save wrote to this file (- for standard input)."
-    ),
-    click.option(
-        "--live", is_flag=True, help="The rules in the kernel; the default without -f and --rules. Needs root."
-    ),
-    backend_option,
-    click.option(
-        "-f",
-        "--file",
-        "files",
-        multiple=True,
-        metavar="PATH",
-        help="Manifests: a file, a directory (recursive) or - for standard input. May be repeated.",
-    ),
-    node_option,
-    config_option,
-    layout_option,
-    click.option("--keep-going", is_flag=True, help="Leave broken objects out instead of stopping."),
-    click.option(
-        "--node-address",
-        "node_addresses",
-        multiple=True,
-        metavar="ADDRESS",
-        callback=_addresses,
-        help="An address of the node, where neither the kernel nor a Node object tells. May be repeated.",
-    ),
-)
-
-
-def rule_options(command: Command) -> Command:
-    """The options that name rules; the command gets a RuleSource as its first argument instead."""
+def with_rules(command: Command) -> Callable[..., Any]:
+    """Give a command a RuleSource as its first argument in place of what the options of `rule_options` say."""
 
     @wraps(command)
     def with_source(**values: Any) -> Any:
         source = RuleSource(**{name: values.pop(name) for name in RuleSource.__dataclass_fields__})
         return command(source, **values)
 
-    decorated: Any = with_source
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    result: Command = decorated
-    return result
+    return with_source

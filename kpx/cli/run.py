@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-import structlog
-
 from kpx import early, host, logs
 from kpx.agent import files
-from kpx.agent.connections import EVERY, Detail, Wanted
+from kpx.agent.connections import Detail, Wanted
 from kpx.agent.metrics import Metrics
 from kpx.agent.run import Agent, Setup
 from kpx.api import KubeProxyConfiguration
-from kpx.cli.inputs import backend_option, config_option, layout_option, node_name, node_option, read_config
+from kpx.cli.inputs import node_name, read_config
 from kpx.compiler.compile import Layout
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -31,11 +28,8 @@ from kpx.model.external import ExternalRanges, parse_ranges
 from kpx.netfilter.backend import detect
 from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.apply import remove
-from kpx.sources.cluster import ClusterSource
-from kpx.sources.connection import connect
-from kpx.sources.directory import DirectorySource
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _THREADS = "kpx-blocking"
 _WANT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -55,47 +49,6 @@ class _Options:
     external_ranges: ExternalRanges | None
 
 
-@click.command()
-@config_option
-@click.option(
-    "--kubeconfig", type=click.Path(dir_okay=False), help="How to reach the API server [default: in-cluster]."
-)
-@click.option(
-    "--manifests",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Follow the manifests in this directory instead of an API server.",
-)
-@node_option
-@layout_option
-@backend_option
-@click.option(
-    "--connection-metrics",
-    "connections",
-    type=click.Choice([one.value for one in Detail]),
-    default=Detail.SERVICES.value,
-    show_default=True,
-    help="Count new connections per Service, per endpoint too, or not at all.",
-)
-@click.option(
-    "--connection-metrics-every",
-    "connections_every",
-    type=click.FloatRange(min=0.1),
-    default=EVERY,
-    show_default=True,
-    metavar="SECONDS",
-    help="Read these counters at most so often; more seldom if that would take more than 2 % of the time.",
-)
-@click.option(
-    "--external-ip-ranges",
-    "external_ranges",
-    multiple=True,
-    metavar="CIDR[,CIDR]",
-    help="Refuse external IPs of Services outside these ranges; an empty text refuses all. May be repeated "
-    "[default: none is refused].",
-)
-@click.option("--once", is_flag=True, help="Bring the kernel up to date once and end.")
-@click.option("--init-only", is_flag=True, help="Set the host's kernel parameters and end.")
-@click.option("--cleanup", is_flag=True, help="Remove every rule of ours and end.")
 def command(
     config_file: str | None,
     kubeconfig: str | None,
@@ -110,16 +63,7 @@ def command(
     init_only: bool,
     cleanup: bool,
 ) -> None:
-    """Keep this node's rules equal to the cluster's Services: what the DaemonSet starts.
-
-    Rules stay when the agent stops, and are adopted when it starts again. SIGTERM ends it, SIGHUP rereads the
-    configuration, SIGUSR1 writes what it knows to a file.
-
-    \b
-    Example:
-      kpx run --config /var/lib/kube-proxy/config.conf
-      kpx run --manifests shop/ --config config.yaml --once
-    """
+    """Keep this node's rules equal to the cluster's Services: what the DaemonSet starts."""
     if kubeconfig and manifests:
         raise KpxError("--kubeconfig and --manifests: only one can be followed")
     options = _Options(
@@ -167,6 +111,7 @@ def _configure(config_file: str | None) -> KubeProxyConfiguration:
     config = read_config(config_file)
     level = logging.DEBUG if config.logging.verbosity >= 4 else logging.INFO
     logs.configure(json=config.logging.format == "json", level=level)
+    logs.load()
     return config
 
 
@@ -184,8 +129,14 @@ async def _agent(options: _Options, config: KubeProxyConfiguration, metrics: Met
     for warning in host.shortcomings(setup.backend):
         log.warning(warning)
     if options.manifests:
+        from kpx.sources.directory import DirectorySource
+
         yield _checked(Agent(setup, DirectorySource(str(options.manifests)), metrics))
         return
+    # A client of the API server takes a third of all imports; who follows a directory has no use for one.
+    from kpx.sources.cluster import ClusterSource
+    from kpx.sources.connection import connect
+
     connection = await connect(options.kubeconfig, config)
     try:
         source = ClusterSource(connection, setup.node_name, metrics.watch_restarted)

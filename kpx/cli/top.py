@@ -12,12 +12,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kpx.analysis.traffic import SORTS, EndpointTraffic, Reading, ServiceTraffic, Traffic, traffic
-from kpx.cli.inputs import FAMILIES, backend_option, tools_for
-from kpx.cli.output import json_options, json_text, page
+from kpx.analysis.traffic import EndpointTraffic, Reading, ServiceTraffic, Traffic, traffic
+from kpx.cli.inputs import tools_for
+from kpx.cli.options import FAMILIES
+from kpx.cli.output import json_text, page
 from kpx.errors import KpxError
 from kpx.netfilter.counters import Counted, parse_counters, read_counters
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
+from kpx.netfilter.reading import read_tables
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.netfilter.tools import Tools, binary
 
@@ -27,28 +29,9 @@ _LINES_AROUND = 5
 _HEAD = ("Service port", "Protocol", "New/s", "Total")
 
 
-@click.command()
-@click.option("--sort", type=click.Choice(list(SORTS)), default="rate", show_default=True, help="What comes first.")
-@click.option(
-    "--filter",
-    "wanted",
-    default="*",
-    metavar="TEXT",
-    help="Only service ports and endpoints with this in their name; or a pattern, such as 'shop/*'.",
-)
-@click.option("--endpoints", is_flag=True, help="Show each endpoint below its Service.")
-@click.option(
-    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between readings."
-)
-@click.option("--once", is_flag=True, help="Print one table, or one JSON document, and end.")
-@json_options(Traffic, "Print JSON, a line per reading without --once")
-@click.option(
-    "--rules",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Only the totals that iptables-save -c wrote to this file.",
-)
-@click.option("--family", type=click.Choice(list(FAMILIES)), default="dual", show_default=True, help="IP family.")
-@backend_option
+SHAPE = Traffic
+
+
 def command(
     sort: str,
     wanted: str,
@@ -60,16 +43,7 @@ def command(
     family: str,
     backend: str,
 ) -> None:
-    """Show how many new connections each Service gets, from the counters of the kernel's rules. Needs root.
-
-    Works on rules of kube-proxy, too, in both backends; nothing is written, and no packet is looked at. A count begins
-    when its rule is written. Ends with Ctrl-C.
-
-    \b
-    Example:
-      kpx top --filter shop/ --endpoints
-      kpx top --once --json --interval 10
-    """
+    """Show how many new connections each Service gets, from the counters of the kernel's rules. Needs root."""
     view = partial(traffic, sort=sort, wanted=wanted)
     if rules is not None:
         found = view(None, _read_dump(rules))
@@ -128,7 +102,7 @@ def _readings(tools: Sequence[Tools], interval: float) -> Iterator[Reading]:
         if not counters.keys() <= owners.keys():
             owners = {}
             for some in tools:
-                owners |= _owners(parse_save(some.save("nat")))
+                owners |= _owners(read_tables(some, ["nat"]))
             owners = dict.fromkeys(counters, "") | owners
         yield Reading(at, counters, {chain: owner for chain, owner in owners.items() if owner})
         due = max(due + interval, time.monotonic())

@@ -21,44 +21,25 @@ from kpx.analysis.verdict import (
     equivalence_report,
     rules_report,
 )
-from kpx.cli.inputs import FAMILIES
-from kpx.cli.output import json_options, json_text, page, place_of, put, share
-from kpx.cli.rules import RuleSource, rule_options
+from kpx.cli.options import FAMILIES
+from kpx.cli.output import json_text, page, place_of, put, share
+from kpx.cli.rules import RuleSource, with_rules
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.backend import available
-from kpx.netfilter.save import parse_save
+from kpx.netfilter.reading import read_tables
 from kpx.netfilter.tools import Tools, binary
 
 _MANIFESTS = (".yaml", ".yml", ".json")
 _SHOWN = 8
 
 
-@click.command()
-@click.option(
-    "--equivalent",
-    nargs=2,
-    metavar="A B",
-    help="Prove that two rulesets do the same to every packet, or print one that tells them apart. Each is a file of "
-    "iptables-save, or manifests: a directory or a file *.yaml, *.yml, *.json.",
-)
-@click.option("--family", type=click.Choice(list(FAMILIES)), help="IP family [default: a dump's own, else ipv4].")
-@json_options(Verification | Equivalence)
-@rule_options
+SHAPE = Verification | Equivalence
+
+
+@with_rules
 def command(source: RuleSource, equivalent: tuple[str, str] | None, family: str | None, as_json: bool) -> None:
-    """Check the rules for Services: what is damaged, left over, out of order or in each other's way.
-
-    Looks at the rules in the kernel, or with --rules at those of an iptables-save dump (kube-proxy's too), or with -f
-    at those that manifests compile to. With --equivalent, compares two rulesets instead: every class of packets that
-    any rule tells apart, with exact probabilities; so `equivalent` is a proof.
-
-    Exit status 0: nothing found, or equivalent; 1: findings, or not equivalent.
-
-    \b
-    Example:
-      kpx verify --rules dump.save
-      kpx verify --equivalent dump.save shop/ --config config.yaml --node node-0
-    """
+    """Check the rules for Services: what is damaged, left over, out of order or in each other's way."""
     if equivalent:
         raise SystemExit(_compare(source, equivalent, family, as_json))
     found = Verification(verified=tuple(_verified(source, one) for one in _families((source,), family)))
@@ -92,7 +73,7 @@ def _two_backends(family: Family) -> Iterator[Finding]:
     holding = {}
     for backend in available():
         if binary(backend, family, "-save"):
-            nat = parse_save(Tools(backend, family).save("nat")).get("nat")
+            nat = read_tables(Tools(backend, family), ["nat"]).get("nat")
             holding[backend.value] = [name for name, chain in nat.chains.items() if chain.rules] if nat else []
     return both_backends(holding)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from kpx import api
 from kpx.compiler import choice, classic, rounds, tree
 from kpx.compiler.fragment import Fragment, compile_port
+from kpx.compiler.layout import Layout as Layout
 from kpx.compiler.settings import Settings, settings_for
 from kpx.errors import InputError, Problem
 from kpx.family import Family
@@ -16,14 +16,6 @@ from kpx.model.node import node_view
 from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort
 from kpx.netfilter.ruleset import Ruleset
-
-
-class Layout(StrEnum):
-    """How fragments are joined into a ruleset, the default first. Every layout gives every packet the same verdict."""
-
-    TREE = "tree"
-    CLASSIC = "classic"
-
 
 _CHOOSE: dict[Layout, choice.Choose] = {Layout.CLASSIC: choice.linear, Layout.TREE: tree.choose}
 _JOIN: dict[Layout, Callable[[Iterable[Fragment], Settings], Ruleset]] = {

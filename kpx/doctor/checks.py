@@ -168,6 +168,28 @@ def _leftovers(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.OK, "leftovers", "nothing of userspace, IPVS or nftables mode")
 
 
+def _order(facts: Facts) -> Iterator[Finding]:
+    """Whether the tools take long to list a table: they sort its chains, and worst what is in order already."""
+    if Backend.NFT not in facts.tables:
+        return
+    found = facts.tables[Backend.NFT].slow
+    for one in found:
+        text = (
+            f"nft {_NAMES[one.family]}: the {one.chains:,} chains of table {one.table} were made nearly in the order "
+            f"of their names, as by iptables-restore of a saved file: iptables-nft-save and iptables -L compare "
+            f"{one.comparisons:,} names to list them, which takes minutes (kpx reads them without)"
+        )
+        yield Finding(Level.WARN, "order", text, _ANEW)
+    if not found:
+        yield Finding(Level.OK, "order", "nft: no table has its chains in an order that is slow to list")
+
+
+_ANEW = (
+    "leave KUBE- and KPX- chains out of what is saved and restored at boot (as iptables-persistent does); "
+    "then have them made anew: kpx cleanup, and start kpx again (no Service answers until it has), or reboot"
+)
+
+
 def _conntrack(facts: Facts) -> Iterator[Finding]:
     if facts.flows is None or not facts.most_flows:
         yield Finding(Level.OK, "conntrack", "not in use yet")
@@ -243,6 +265,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _trials,
     _proxies,
     _leftovers,
+    _order,
     _conntrack,
     _affinity,
     _sysctls,

@@ -8,13 +8,23 @@ from kpx.netfilter.tools import Backend
 
 
 @dataclass(frozen=True, slots=True)
+class Slow:
+    """An nft table whose chains were made in an order that the tools sort slowly (`kpx.netfilter.creation`)."""
+
+    family: Family
+    table: str
+    chains: int
+    comparisons: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """One backend: the version of its iptables, the families it has tools of, and what the tables of both hold.
 
     `version` is empty if iptables doesn't even say that. `unreadable` says why what the tables hold can't be told, if
     so: then the rest is as if they were empty. `hinted` if kubelet's hint chains are there, `rules` counts all rules,
     `proxy_chains` names the chains of a proxy in iptables mode that are in use, `old_chains` those of kube-proxy's
-    other modes.
+    other modes. `slow` tells which tables take the tools long to list.
     """
 
     version: str
@@ -24,6 +34,7 @@ class Tables:
     rules: int = 0
     proxy_chains: frozenset[str] = frozenset()
     old_chains: frozenset[str] = frozenset()
+    slow: tuple[Slow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

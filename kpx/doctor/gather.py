@@ -11,14 +11,16 @@ from pathlib import Path
 
 from kpx import host
 from kpx.api import KubeProxyConfiguration
-from kpx.doctor.facts import Clients, Facts, Process, Setting, Tables, Trial
+from kpx.doctor.facts import Clients, Facts, Process, Setting, Slow, Tables, Trial
 from kpx.doctor.trials import try_all
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.netfilter import creation, nft
 from kpx.netfilter.backend import Evidence, available, decide
 from kpx.netfilter.names import KUBELET_HINTS, ours
 from kpx.netfilter.netlink import NETLINK_NETFILTER, NFGENMSG, Netlink, attribute, attributes
-from kpx.netfilter.save import Saved, parse_save
+from kpx.netfilter.reading import BUILT_IN, read_tables
+from kpx.netfilter.save import Saved
 from kpx.netfilter.tools import Backend, Tools, binary, legacy_tables, plain_backend
 
 _PROC = Path("/proc")
@@ -112,14 +114,23 @@ def _look(backend: Backend) -> tuple[Tables, tuple[Saved, ...]]:
     """What there is to say of a backend, and what its tables hold of both families, if that can be read."""
     version, unreadable = "", ""
     saves: tuple[Saved, ...] = ()
+    slow: tuple[Slow, ...] = ()
     try:
         version = Tools(backend, Family.IPV4).version()
         saves = _saves(backend)
+        slow = tuple(_slow()) if backend is Backend.NFT else ()
     except KpxError as error:
         if "ermission denied" in str(error) or "not permitted" in str(error):
             raise  # then nothing else that is asked tells the truth, either
         unreadable = str(error)
-    return _tables(backend, saves, version, unreadable), saves
+    return _tables(backend, saves, version, unreadable, slow), saves
+
+
+def _slow() -> Iterator[Slow]:
+    for family in Family:
+        for table, names in nft.chains(family).items():
+            if table in BUILT_IN and creation.is_dear(names):
+                yield Slow(family, table, len(names), creation.comparisons(names))
 
 
 def _saves(backend: Backend) -> tuple[Saved, ...]:
@@ -128,11 +139,13 @@ def _saves(backend: Backend) -> tuple[Saved, ...]:
     for family in Family:
         if not binary(backend, family, "-save") or (backend is Backend.LEGACY and not legacy_tables(family)):
             continue
-        found.append(parse_save(Tools(backend, family).save()))
+        found.append(read_tables(Tools(backend, family), tuple(BUILT_IN)))
     return tuple(found)
 
 
-def _tables(backend: Backend, saves: tuple[Saved, ...], version: str, unreadable: str) -> Tables:
+def _tables(
+    backend: Backend, saves: tuple[Saved, ...], version: str, unreadable: str, slow: tuple[Slow, ...]
+) -> Tables:
     chains = {name: chain for save in saves for table in save.values() for name, chain in table.chains.items()}
     return Tables(
         version=version,
@@ -142,6 +155,7 @@ def _tables(backend: Backend, saves: tuple[Saved, ...], version: str, unreadable
         rules=sum(len(chain.rules) for save in saves for table in save.values() for chain in table.chains.values()),
         proxy_chains=frozenset(name for name in chains if ours(name) and name not in _KUBELET_S),
         old_chains=frozenset(name for name in chains if name.startswith(_OLD_PREFIXES) or name in _OLD_CHAINS),
+        slow=slow,
     )
 
 

@@ -11,15 +11,14 @@ import socket
 import struct
 from collections.abc import Mapping
 
-import structlog
-
+from kpx import logs
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.counting import NAMES
 from kpx.netfilter.netlink import ACK, NETLINK_NETFILTER, NFGENMSG, REQUEST, Netlink, attribute, attributes, message
 from kpx.netfilter.tools import Backend, Tools
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _NEW, _GET = 0x700, 0x701
 _NAME, _PACKETS = 1, 2

@@ -6,7 +6,7 @@ it isn't. These questions are answered while others commit.
 
 import errno
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -37,14 +37,20 @@ def table_names(family: Family) -> frozenset[str]:
 
 
 def chain_names(family: Family, table: str) -> tuple[str, ...]:
-    """All chains of a table, in the kernel's order; none without the table. 0.2 s for 60,000. Raises KpxError.
+    """All chains of a table, as `chains` has them; none without the table. Raises KpxError."""
+    return chains(family).get(table, ())
+
+
+def chains(family: Family) -> Mapping[str, tuple[str, ...]]:
+    """The chains of each table that has any, in the order of their creation. 0.2 s for 60,000. Raises KpxError.
 
     A chain that is there all the time is listed. One that is made or deleted meanwhile may be listed or not: if others
     commit, the kernel is asked up to three times, and what it said each time counts.
     """
-    wanted = f"{table}\0".encode()
-    listed = (one[_CHAIN] for one in _dump(_GETCHAIN, family) if one[_TABLE] == wanted)
-    return tuple(_text(name) for name in dict.fromkeys(listed))
+    found: dict[bytes, dict[bytes, None]] = {}
+    for one in _dump(_GETCHAIN, family):
+        found.setdefault(one[_TABLE], {})[one[_CHAIN]] = None
+    return {_text(table): tuple(map(_text, names)) for table, names in found.items()}
 
 
 def present(family: Family, table: str, names: Collection[str]) -> frozenset[str]:

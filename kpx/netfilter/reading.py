@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from kpx.errors import KpxError
 from kpx.family import Family
-from kpx.netfilter import nft
+from kpx.netfilter import creation, nft
 from kpx.netfilter.legacy_blob import legacy_entries
 from kpx.netfilter.listing import Listing, as_save
 from kpx.netfilter.ruleset import TABLES
@@ -37,8 +37,7 @@ _SECTION = 100
 _PROCESS = 5_000
 """Chains that one process is asked for: bounds what is in memory twice."""
 _PATIENCE = 10.0
-"""Seconds that iptables-nft-save may take before it prints. It takes minutes where chains were made in the order of
-their names."""
+"""Seconds that iptables-nft-save may take before it prints."""
 _TRIES = 5
 _ALL_BUILT_IN = frozenset(name for names in BUILT_IN.values() for name in names)
 _NAME = re.compile(r"[^\s\"'\\!-][^\s\"'\\]{0,27}")
@@ -63,9 +62,10 @@ def read_chains(tools: Tools, table: str, names: Collection[str], niceness: int 
 def read_tables(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 0) -> Saved:
     """The given tables of one family, those that exist, with all chains; `niceness` as in `Tools.save`.
 
-    On the nft backend iptables-save is used until somebody commits while it reads (or it takes too long); then chains
-    are read in pieces, as in `read_chains`: each is as some commit left it between call and return, but two chains
-    may be of different times. Chains that are made or deleted meanwhile may be there or not. So what is read beside
+    On the nft backend iptables-save is used until somebody commits while it reads (or it takes too long), and not at
+    all where chains were made in an order that makes it slow (`kpx.netfilter.creation`). Then chains are read in
+    pieces, as in `read_chains`: each is as some commit left it between call and return, but two chains may be of
+    different times. Chains that are made or deleted meanwhile may be there or not. So what is read beside
     commits to these very tables isn't a snapshot; beside commits to other tables it is one. Chains whose names no
     restore payload can hold (over 28 characters, quotes: only nft makes them) are left out.
 
@@ -76,11 +76,9 @@ def read_tables(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 
     """
     if tools.backend is Backend.LEGACY:
         return {name: table for one in tables for name, table in _legacy_table(tools, one, niceness).items()}
-    text = tools.save_unless(_disturbed(), niceness)
-    if text is not None and _is_complete(text):
-        saved = {name: table for name, table in scan_save(text).items() if name in tables}
-        if all(_is_whole(tools.family, table, saved.get(table)) for table in tables):
-            return saved
+    saved = _saved(tools, tables, niceness)
+    if saved is not None:
+        return saved
     found: dict[str, SavedTable] = {}
     for table in tables:
         if table in nft.table_names(tools.family):
@@ -89,15 +87,32 @@ def read_tables(tools: Tools, tables: Collection[str] = TABLES, niceness: int = 
     return found
 
 
+def _saved(tools: Tools, tables: Collection[str], niceness: int) -> Saved | None:
+    """Tables of nft as iptables-nft-save prints them; None where that would take long, is disturbed or isn't true."""
+    start, here = nft.generation(), nft.chains(tools.family)
+    if any(creation.is_dear(here.get(table, ())) for table in BUILT_IN):
+        return None
+    text = tools.save_unless(_disturbed(start), niceness)
+    if text is None or not _is_complete(text):
+        return None
+    saved = {name: table for name, table in scan_save(text).items() if name in tables}
+    if nft.generation() != start:
+        here = nft.chains(tools.family)
+    whole = all(_is_whole(table, here.get(table, ()), saved.get(table)) for table in tables)
+    return saved if whole else None
+
+
 def _is_complete(text: str) -> bool:
     """Whether a save ends as saves do, and was not cut off."""
-    lines = (line for line in reversed(text.splitlines()) if line and not line.startswith("#"))
-    return next(lines, "COMMIT") == "COMMIT"
+    end = text.rstrip("\n")
+    while end.startswith("#", last := end.rfind("\n") + 1):
+        end = end[:last].rstrip("\n")
+    return end[last:] in ("", "COMMIT")
 
 
-def _is_whole(family: Family, name: str, table: SavedTable | None) -> bool:
+def _is_whole(name: str, chains: Collection[str], table: SavedTable | None) -> bool:
     """Whether these are all chains that the kernel has in this table."""
-    here = frozenset(one for one in nft.chain_names(family, name) if _NAME.fullmatch(one))
+    here = frozenset(one for one in chains if _NAME.fullmatch(one))
     printed = frozenset(table.chains) if table else frozenset[str]()
     built_in = frozenset(BUILT_IN.get(name, ()))
     return here - built_in == frozenset(one for one in printed if _NAME.fullmatch(one)) - built_in
@@ -120,9 +135,9 @@ def _entries(table: SavedTable) -> int:
     return rules + 2 * own + (len(table.chains) - own) + 1
 
 
-def _disturbed() -> Callable[[], bool]:
-    """Tells whether a reading that begins now has to begin again by now, or takes too long."""
-    start, until = nft.generation(), time.monotonic() + _PATIENCE
+def _disturbed(start: int) -> Callable[[], bool]:
+    """Tells whether a reading of this generation that begins now has to begin again by now, or takes too long."""
+    until = time.monotonic() + _PATIENCE
     return lambda: nft.generation() != start or time.monotonic() > until
 
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from kpx.netfilter.rule import RuleError, split
 from kpx.netfilter.ruleset import TableName
+from kpx.netfilter.text import RuleError, split
 
 _NAME = re.compile(r"[^\s\0\"!-][^\s\0\"]*")
 

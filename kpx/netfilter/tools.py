@@ -6,12 +6,12 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.netfilter.backends import Backend as Backend
 from kpx.netfilter.process import Patience, slow_down, start
 from kpx.netfilter.refusal import ToolError, UnconfirmedError, reason_of, refusal
 
@@ -20,13 +20,6 @@ SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 START, PER_LINE = 20.0, 0.001
 """Seconds: what a restore may take at least, and for each line. It takes 0.2 and 0.00003 on nft, 1.2 s in all on
 legacy, in a table of 170,000 rules on an idle machine."""
-
-
-class Backend(StrEnum):
-    """The kernel interface that an iptables binary speaks; the host has to keep to one."""
-
-    NFT = "nft"
-    LEGACY = "legacy"
 
 
 Recording = Callable[[Family], AbstractContextManager[Callable[[int], None]]]

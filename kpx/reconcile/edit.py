@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from kpx.family import Family
 from kpx.netfilter.counting import counts
-from kpx.netfilter.rule import canonical, target_of
 from kpx.netfilter.ruleset import Rules, TableName
+from kpx.netfilter.text import target_of
 
 
 class Step(Enum):
@@ -212,4 +212,8 @@ def _common(have: Sequence[str], want: Sequence[str]) -> tuple[set[int], set[int
 def _keys(rules: Rules, others: Rules, family: Family) -> list[str]:
     """What to compare rules of one chain by: the text where the other side has the very same, else the normal form."""
     same = frozenset(others)
+    if not same or same.issuperset(rules):
+        return list(rules)
+    from kpx.netfilter.rule import canonical  # not to be imported by who has nothing to compare with
+
     return [rule if rule in same else canonical(rule, family) for rule in rules]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from kpx.family import Family
 from kpx.netfilter.names import KUBELET_HINTS, ours, shared
-from kpx.netfilter.rule import comment_of, target_of
 from kpx.netfilter.ruleset import TABLES, Rules, Ruleset, Table, TableName
 from kpx.netfilter.save import Saved, SavedChain
+from kpx.netfilter.text import comment_of, target_of
 from kpx.reconcile import edit
 from kpx.reconcile.edit import Edit, Step
 

@@ -9,8 +9,8 @@ from functools import partial
 from urllib.parse import urlencode
 
 import aiohttp
-import structlog
 
+from kpx import logs
 from kpx.api import KubeProxyConfiguration
 from kpx.api.problems import plain
 from kpx.errors import KpxError
@@ -32,7 +32,7 @@ _BUFFER = 256 << 10
 """Bytes of a body that wait to be read, or that come of one piece that was compressed; the client allows twice that."""
 _IDENTITY = ("host", "ssl_ca_cert", "cert_file", "key_file", "verify_ssl", "tls_server_name", "proxy")
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
 async def connect(kubeconfig: str | None, config: KubeProxyConfiguration) -> "Connection":

@@ -9,10 +9,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
-import structlog
 from asyncinotify import Event as Change
 from asyncinotify import Inotify, Mask
 
+from kpx import logs
 from kpx.api import Node, Object
 from kpx.api.problems import plain
 from kpx.errors import KpxError, Problem
@@ -35,7 +35,7 @@ _LONGEST_UNREST = 1.0
 _LONGEST_WRITE = 5.0
 _RESCAN_SECONDS = 5.0
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
 class DirectorySource:

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
-import structlog
 
+from kpx import logs
 from kpx.sources.body import LONGEST, Splitter, check_content_type, chunks, read_at_most
 from kpx.sources.connection import Connection
 from kpx.sources.mirror import Mirror
@@ -40,7 +40,7 @@ _SMALLER = 8
 _MOST_NAMELESS = 3
 """How many objects of one list that can't be told from others are named in the log."""
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
 @dataclass(slots=True, eq=False)
