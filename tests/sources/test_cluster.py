@@ -850,23 +850,21 @@ def test_stops_at_once_and_leaves_nothing(
 
 @pytest.mark.parametrize("promises", [LISTS, STREAMS], ids=["lists", "streams"])
 def test_much_at_once_starves_nobody(tmp_path: Path, elsewhere: ApiServerProcess, promises: Promises) -> None:
-    """Others get their turn while 6,000 objects come in: after 20 ms of computing at the latest, on a quiet machine.
-
-    The bound here only tells that from all at once, which takes more than a second.
+    """Others get their turn while 6,000 objects come in, and not after all of them.
 
     Without the garbage collector, which is whoever's business makes the process.
     """
-    longest = 0.0
+    most = 0
+    told = Told()
 
     async def tick() -> None:
-        nonlocal longest
+        nonlocal most
         while True:
-            began = time.thread_time()
+            before = told.counts["Put"]
             await asyncio.sleep(0)
-            longest = max(longest, time.thread_time() - began)
+            most = max(most, told.counts["Put"] - before)
 
     async def run() -> None:
-        told = Told()
         async with connected(elsewhere.kubeconfig(tmp_path / "kubeconfig")) as made:
             ticking = asyncio.create_task(tick())
             async with running(ClusterSource(made, "node-0", told.restarted), told):
@@ -880,8 +878,7 @@ def test_much_at_once_starves_nobody(tmp_path: Path, elsewhere: ApiServerProcess
         asyncio.run(run())
     finally:
         gc.enable()
-    print(f"\nafter {longest * 1000:.0f} ms at the latest")
-    assert longest < 0.5
+    assert 0 < most < 3_000
 
 
 def test_two_runs_of_one_source(tmp_path: Path) -> None:
