@@ -4,18 +4,23 @@ VENV := .venv
 # Tests mostly wait: more of them side by side than there are cores.
 JOBS ?= 3
 BIN := $(VENV)/bin
-PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl procps graphviz
-# Without these some tests are skipped, and say so.
-TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core
+# What the demo needs; what tests need besides; what tests are skipped without, and say so.
+PACKAGES := iptables iproute2
+TEST_PACKAGES := ipset conntrack nftables curl openssl procps graphviz
+MORE_PACKAGES := chromium chromium-driver fonts-dejavu-core
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test lint golden bench bench-plots image docs setup clean
+.PHONY: demo test check lint golden bench bench-plots image docs setup clean
 
-demo: setup
+demo: $(VENV)/.demo
 	@$(BIN)/python -m tests.demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+# The inner loop: linters, what is pure, and packets on each backend.
+check: lint
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not kernel or smoke" $(CHECKED)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -42,11 +47,19 @@ bench-plots: setup
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m tests.bench.plots
 
-setup: $(VENV)/.done
+setup: $(VENV)/.test
 
-$(VENV)/.done: pyproject.toml tests/requirements.lock tests/setup.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" PACKAGES="$(PACKAGES)" BUILD_PACKAGES="$(BUILD_PACKAGES)" TEST_PACKAGES="$(TEST_PACKAGES)" sh tests/setup.sh
+INGREDIENTS := pyproject.toml tests/requirements.lock tests/setup.sh
+SETUP = PYTHON="$(PYTHON)" VENV="$(VENV)" BUILD_PACKAGES="$(BUILD_PACKAGES)" PACKAGES="$(PACKAGES)" \
+	TEST_PACKAGES="$(TEST_PACKAGES)" MORE_PACKAGES="$(MORE_PACKAGES)" sh tests/setup.sh
+
+$(VENV)/.demo: $(INGREDIENTS)
+	@$(SETUP) demo
 	@touch $@
+
+$(VENV)/.test: $(INGREDIENTS)
+	@$(SETUP) test
+	@touch $@ $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
