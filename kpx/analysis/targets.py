@@ -62,7 +62,7 @@ def _connmark(rule: KernelRule, state: State, scene: Scene) -> State | None:
         return state._replace(connmark=(state.connmark & ~of_connection) ^ (state.mark & of_packet))
     if "--restore-mark" in options and scene.packet.state == "NEW":
         return state._replace(mark=(state.mark & ~of_packet) ^ (state.connmark & of_connection))
-    return None
+    return state if "--restore-mark" in options and not (of_packet | of_connection) & scene.marks else None
 
 
 def _xmark(mark: int, value: str) -> int:
