@@ -262,8 +262,10 @@ def test_marks_of_connections() -> None:
     simulator = Simulator({"mangle": mangle, "nat": nat}, Family.IPV4, HOST)
     assert simulator.outcomes(OUTSIDE) == {DROPPED: 1}
     assert simulator.outcomes(replace(OUTSIDE, state="ESTABLISHED")) == {UNTOUCHED: 1}
-    (unknown,) = Simulator({"mangle": nat}, Family.IPV4, HOST).outcomes(replace(OUTSIDE, state="ESTABLISHED"))
+    older = replace(OUTSIDE, state="ESTABLISHED")
+    (unknown,) = Simulator({"mangle": {**mangle, **nat}}, Family.IPV4, HOST).outcomes(older)
     assert unknown.fate is Fate.UNKNOWN
+    assert Simulator({"mangle": nat}, Family.IPV4, HOST).outcomes(older) == {UNTOUCHED: 1}  # nobody asks
 
 
 def test_what_is_not_tracked_is_not_translated() -> None:
