@@ -156,7 +156,7 @@ class _Journey:
             self._send({start: Fraction(1)})
         else:
             weights = self._pass("PREROUTING", {start: Fraction(1)}, packet.in_interface, "")
-            self._route(weights, self._take_in, self._forward)
+            self._route(self._routable(weights), self._take_in, self._forward)
         return settled(self.ended, self.doubts)
 
     def note(self, key: Key, doubt: Doubt) -> None:
@@ -196,6 +196,15 @@ class _Journey:
         weights = self._pass("PREROUTING", weights, "lo", "", frozenset({"nat"}))
         self._arrive(self._pass("INPUT", weights, "lo", "", frozenset({"nat"})))
 
+    def _routable(self, weights: Weights) -> Weights:
+        """Packets but for those that were translated to 0.0.0.0: the kernel drops them (`martian destination`)."""
+        for state in [state for state in weights if state.translated and self._is_nowhere(state)]:
+            self.end(Outcome(Fate.DROPPED), state, weights.pop(state))
+        return weights
+
+    def _is_nowhere(self, state: State) -> bool:
+        return self.simulator.family is Family.IPV4 and state.destination == 0
+
     def _route(self, weights: Weights, here: Way, on: Way) -> None:
         """Send what is for the host itself one way, and what isn't the other.
 
@@ -204,7 +213,8 @@ class _Journey:
         family, host = self.simulator.family, self.simulator.host
         ways: dict[bool, Weights] = {True: {}, False: {}}
         for state, weight in weights.items():
-            local = host.is_local(state.destination, family)
+            # What the host itself sends to 0.0.0.0 it delivers to itself: `ip_route_output_key_hash_rcu`.
+            local = self._is_nowhere(state) or host.is_local(state.destination, family)
             key = ("local", state.destination)
             if local is None:
                 local = implied(state.assumed, key)

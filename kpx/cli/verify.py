@@ -100,7 +100,7 @@ def _two_backends(family: Family) -> Iterator[Finding]:
 def _print_findings(out: Console, report: RulesReport) -> None:
     for one in report.findings:
         place = f"{one.table} {one.chain}" + (f" {one.position}" if one.position else "")
-        colour = "red" if one.severity == "error" else "yellow"
+        colour = {"error": "red", "warning": "yellow", "note": "cyan"}[one.severity]
         put(out, Text.assemble((f"{one.severity} ", colour), (place, "bold"), f"  {one.owner}" if one.owner else ""))
         put(out, Text(f"{one.message}  ({one.check})"), 2, 2)
         if one.rule:
@@ -111,9 +111,11 @@ def _print_findings(out: Console, report: RulesReport) -> None:
 
 
 def _summary(found: tuple[FindingReport, ...]) -> str:
-    counts = {name: sum(one.severity == name for one in found) for name in ("error", "warning")}
+    counts = {name: sum(one.severity == name for one in found) for name in ("error", "warning", "note")}
     words = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
-    return " and ".join(words) or "nothing wrong"
+    if not counts["error"] and not counts["warning"]:
+        words.insert(0, "nothing wrong")
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 # ---- equivalence ----

@@ -489,11 +489,14 @@ const Walk = (() => {
       if (names.length === 1 && names[0] === "--notrack") return CHANGES.NOTRACK(p, o, s);
       return names.every(name => ["--helper", "--ctevents", "--expevents", "--timeout"].includes(name)) ? p : null;
     },
-    DNAT: (p, o) => {
-      const names = o.map(option => option[0]).join(" ");
-      if (!["--to-destination", "--persistent --to-destination"].includes(names)) return null;
-      const to = place(o[o.length - 1][2]);
-      return to && { ...p, destination: to.host, port: to.port === undefined ? p.port : +to.port, translated: true };
+    DNAT: (p, o, s) => {
+      const to = o.filter(option => option[0] === "--to-destination"), others = ["--to-destination", "--random", "--persistent"];
+      if (to.length !== 1 || to[0].length !== 3 || o.some(option => option[1] || !others.includes(option[0]))) return null;
+      const bare = to[0][2].match(/^:(\d+)$/);
+      if (bare) return { ...p, port: +bare[1], translated: true };
+      const found = place(to[0][2]);
+      if (!found || (found.host === 0n && s.host.bits === 128)) return null;
+      return { ...p, destination: found.host, port: found.port === undefined ? p.port : +found.port, translated: true };
     },
     REDIRECT: (p, o, s) => {
       const ports = o.filter(option => option[0] === "--to-ports").map(option => option[2]);
@@ -544,7 +547,7 @@ const Walk = (() => {
         tracked: true, known: new Map(Object.entries(known)), assumed: [], steps: [] };
       const begin = [[start, ONE]];
       if (origin === "node") this.send(begin);
-      else this.route(this.pass("PREROUTING", begin, this.packet.in, ""), on => this.takeIn(on), on => this.forward(on));
+      else this.route(this.routable(this.pass("PREROUTING", begin, this.packet.in, "")), on => this.takeIn(on), on => this.forward(on));
       return settled(this.ends, this.doubts);
     }
 
@@ -575,11 +578,17 @@ const Walk = (() => {
       this.arrive(this.pass("INPUT", again, "lo", "", "nat"));
     }
 
+    // The kernel drops what was translated to 0.0.0.0; what the host itself sends there, it delivers to itself.
+    isNowhere(p) { return this.host.bits === 32 && p.destination === 0n; }
+    routable(on) {
+      return on.filter(([p, weight]) => !(p.translated && this.isNowhere(p)) || this.end("dropped", p, weight));
+    }
+
     // What is for the host itself goes one way, the rest another; where that isn't known, both.
     route(on, here, away) {
       const ways = { true: [], false: [] };
       for (const [p, weight] of on) {
-        const key = keyed(["local", p.destination]), local = this.host.isLocal(p.destination) ?? implied(p.assumed, key);
+        const key = keyed(["local", p.destination]), local = this.isNowhere(p) || (this.host.isLocal(p.destination) ?? implied(p.assumed, key));
         if (local !== null) { ways[local].push([p, weight]); continue; }
         this.note(key, [-1, 0, "", 0], `whether ${plain(p.destination, this.host.bits)} is an address of the host`, p.steps);
         for (const truth of [true, false]) ways[truth].push([{ ...p, assumed: [...p.assumed, { key, truth }] }, weight]);
