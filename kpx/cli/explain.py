@@ -91,16 +91,23 @@ def _print(out: Console, found: Explanation, shown: int) -> None:
 
 def _print_findings(out: Console, found: Explanation) -> None:
     """What is wrong comes first, each thing once, with the ports that it concerns unless it is all."""
-    for one in found.every_finding:
+    for one in sorted(found.every_finding, key=lambda one: not one.wrong):
         ports = [f"{port.name} ({port.family})" for port in found.ports if one in port.findings]
         whom = f"{', '.join(ports)}: " if 0 < len(ports) < len(found.ports) else ""
         out.print()
-        put(out, Text.assemble(("! ", "bold yellow"), whom, one.what), 0, 2)
+        put(out, Text.assemble(("! ", "bold yellow") if one.wrong else ("· ", "bold cyan"), whom, one.what), 0, 2)
         if one.advice:
             put(out, Text.assemble(("What to do: ", "bold"), one.advice), 2, 2)
-    if not found.every_finding:
+    if not any(one.wrong for one in found.every_finding):
         out.print()
-        put(out, Text("Nothing is wrong with it, as far as can be seen here.", "green"))
+        # Without manifests nobody can say that what is refused should be.
+        if found.is_open:
+            what = "No fault is seen; but what becomes of some packets can't be known here."
+        elif found.refuses and not found.node:
+            what = "Its rules refuse what they are to refuse, as far as can be seen here."
+        else:
+            what = "Nothing is wrong with it, as far as can be seen here."
+        put(out, Text(what, "green"))
 
 
 def _print_port(out: Console, port: ServicePortReport, shown: int) -> None:
@@ -161,13 +168,13 @@ def _print_way(out: Console, way: WayReport) -> None:
 def _becomes(use: UseReport) -> tuple[str, ...]:
     """What becomes of packets, in lines: endpoints that are equally likely in one."""
     groups: dict[str, list[OutcomeReport]] = {}
-    for one in use.outcomes:
-        groups.setdefault(_end(one), []).append(one)
+    for one, stopped in zip(use.outcomes, use.stopped, strict=True):
+        groups.setdefault(_end(one, stopped), []).append(one)
     lines = []
     for end, some in groups.items():
         shares = sorted({share(one.exact) for one in some})
         total = sum((Fraction(one.exact) for one in some), Fraction(0))
-        if some[0].fate != "translated":
+        if any(stopped for one, stopped in zip(use.outcomes, use.stopped, strict=True) if one is some[0]):
             lines.append(end if total == 1 else f"{end}: {share(total)}")
         elif len(some) == 1:
             lines.append(f"{shares[0]} {some[0].destination}{end}" if total != 1 else f"{some[0].destination}{end}")
@@ -183,16 +190,11 @@ def _becomes(use: UseReport) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _end(one: OutcomeReport) -> str:
-    if one.fate == "translated":
-        return ", masqueraded" if one.masqueraded else ""
-    words = {
-        "untouched": "not translated, no rule leads to an endpoint",
-        "rejected": f"rejected ({one.detail})",
-        "dropped": "dropped",
-        "unknown": f"can't be known: {one.detail}",
-    }
-    return words[one.fate]
+def _end(one: OutcomeReport, stopped: str) -> str:
+    """What becomes of packets; of those that get to an endpoint, how."""
+    if stopped:
+        return stopped
+    return ", masqueraded" if one.masqueraded else ""
 
 
 def _print_endpoints(out: Console, endpoints: Sequence[EndpointReport], shown: int) -> None:

@@ -9,6 +9,7 @@ from kpx.analysis.notation import parse_place, parse_port
 from kpx.analysis.simulate import Simulator
 from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
+from kpx.explain.stopped import of_stops
 from kpx.explain.ways import Sender, Way, senders, way_report
 from kpx.model.balance import Balance
 from kpx.netfilter.names import MARK_DROP, MARK_MASQ, ours
@@ -189,7 +190,8 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
     who = _senders(simulator, one, pods, ranges)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
-    reports = [way_report(simulator, way, who) for way in ways if way.address]
+    told = [way for way in ways if way.address]
+    reports = [way_report(simulator, way, who) for way in told]
     balance = next((mode for mode, sign in _SIGNS.items() if any(sign in rule for rule in rules)), "random")
     met = {out.destination for way in reports for use in way.uses for out in use.outcomes}
     if balance == Balance.SOURCE_HASH:  # these packets have few sources: others go elsewhere
@@ -216,7 +218,7 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
             )
             for place in sorted(set(one.endpoints.values()))
         ],
-        findings=list(_findings(one, ways, simulator)),
+        findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who)],
     )
 
 

@@ -9,6 +9,7 @@ from kpx.analysis.packet import Origin, Packet
 from kpx.analysis.report import outcome_reports
 from kpx.analysis.simulate import Simulator
 from kpx.explain.report import UseReport, WayReport
+from kpx.explain.stops import stops
 from kpx.family import Family, host_port
 from kpx.model.node import contains
 
@@ -119,9 +120,13 @@ def way_report(simulator: Simulator, way: Way, some: Iterable[Sender]) -> WayRep
 def _use(simulator: Simulator, way: Way, sender: Sender) -> UseReport:
     packet = sender.packet(way)
     place = host_port(way.address, way.port) if way.protocol in WITH_PORTS else way.address
+    outcomes = simulator.outcomes(packet)
+    kept = stops(simulator, packet)
+    order = sorted(outcomes, key=lambda one: (-outcomes[one], one))
     return UseReport(
         sender=sender.words,
         packet=f"{way.protocol} {sender.address} -> {place}",
         origin=sender.origin.value,
-        outcomes=outcome_reports(simulator.outcomes(packet)),
+        outcomes=outcome_reports(outcomes),
+        stopped=[kept[one].brief(one) if one in kept else "" for one in order],
     )

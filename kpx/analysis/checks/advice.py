@@ -14,7 +14,8 @@ class Act(StrEnum):
     REWRITE: `kpx apply`. DELETE_RULE: delete the rule that the finding is about. DELETE_CHAIN: delete its chain, or
     `chain`, with the rules that lead there. MOVE_BEHIND: move the rule behind the proxy's jump to `chain`. NARROW:
     write the rule so that it leaves alone what it shouldn't take. EMPTY_BACKEND: `kpx cleanup --backend`. CLAIM_LESS:
-    take an address out of a Service, then `kpx apply`. NOTHING: it is right as it is.
+    take an address out of a Service, then `kpx apply`. ACCEPT: have a last rule accept pods' packets. NOTHING: it is
+    right as it is.
     """
 
     REWRITE = "rewrite"
@@ -24,6 +25,7 @@ class Act(StrEnum):
     NARROW = "narrow"
     EMPTY_BACKEND = "empty-backend"
     CLAIM_LESS = "claim-less"
+    ACCEPT = "accept"
     NOTHING = "nothing"
 
 
@@ -81,6 +83,18 @@ NARROWED = Advice(
     "If these packets should pass, narrow this rule so that it leaves them alone. The proxy's jumps are right where "
     "they are: before it, they could let past what others are to filter.",
 )
+
+UNTAKEN = Advice(
+    Act.MOVE_BEHIND,
+    "Narrow this rule, or move it behind the proxy's; if it stands in a chain of the proxy's, which no other program "
+    "should write to, delete it.",
+)
+ACCEPTED = Advice(
+    Act.ACCEPT,
+    "See that a rule accepts what pods send and get, as network plugins do: at the end of the chain, behind the rules "
+    "of NetworkPolicies (iptables -A FORWARD -s PODS -j ACCEPT, and the same with -d).",
+)
+LED = Advice(Act.REWRITE, "The proxy has to write its rules again (`kpx apply`).")
 
 
 def move_behind(chain: str) -> Advice:
