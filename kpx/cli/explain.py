@@ -1,6 +1,6 @@
 """`kpx explain`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import click
@@ -14,7 +14,7 @@ from kpx.cli.output import json_options, json_text, page, put, share
 from kpx.cli.rules import Held, RuleSource, rule_options
 from kpx.errors import InputError
 from kpx.explain.explain import explain
-from kpx.explain.report import EndpointReport, Explanation, ServicePortReport, UseReport, WayReport
+from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport, UseReport, WayReport
 from kpx.explain.rules_alone import explain_rules
 from kpx.explain.world import World
 from kpx.family import Family, host_port
@@ -91,13 +91,13 @@ def _print(out: Console, found: Explanation, shown: int) -> None:
 
 def _print_findings(out: Console, found: Explanation) -> None:
     """What is wrong comes first, each thing once, with the ports that it concerns unless it is all."""
-    for one in sorted(found.every_finding, key=lambda one: not one.wrong):
-        ports = [f"{port.name} ({port.family})" for port in found.ports if one in port.findings]
-        whom = f"{', '.join(ports)}: " if 0 < len(ports) < len(found.ports) else ""
+    for some in _paragraphs(found.every_finding):
         out.print()
-        put(out, Text.assemble(("! ", "bold yellow") if one.wrong else ("· ", "bold cyan"), whom, one.what), 0, 2)
-        if one.advice:
-            put(out, Text.assemble(("What to do: ", "bold"), one.advice), 2, 2)
+        sign = ("! ", "bold yellow") if some[0].wrong else ("· ", "bold cyan")
+        put(out, Text.assemble(sign, " ".join(f"{_whom(found, one)}{one.what}" for one in some)), 0, 2)
+        advice = " ".join(dict.fromkeys(one.advice for one in reversed(some) if one.advice))
+        if advice:
+            put(out, Text.assemble(("What to do: ", "bold"), advice), 2, 2)
     if not any(one.wrong for one in found.every_finding):
         out.print()
         # Without manifests nobody can say that what is refused should be.
@@ -108,6 +108,24 @@ def _print_findings(out: Console, found: Explanation) -> None:
         else:
             what = "Nothing is wrong with it, as far as can be seen here."
         put(out, Text(what, "green"))
+
+
+_DEVIATIONS = ("packets-differ", "rules-differ")
+
+
+def _paragraphs(findings: Iterable[Finding]) -> Iterator[Sequence[Finding]]:
+    """What to tell in one breath: what packets suffer from rules that differ, and which rules these are."""
+    every = sorted(findings, key=lambda one: not one.wrong)
+    differ = [one for code in _DEVIATIONS for one in every if one.code == code]
+    if differ:
+        yield differ
+    yield from ([one] for one in every if one not in differ)
+
+
+def _whom(found: Explanation, one: Finding) -> str:
+    """Whom a finding concerns, unless it is all."""
+    ports = [f"{port.name} ({port.family})" for port in found.ports if one in port.findings]
+    return f"{', '.join(ports)}: " if 0 < len(ports) < len(found.ports) else ""
 
 
 def _print_port(out: Console, port: ServicePortReport, shown: int) -> None:

@@ -1,12 +1,13 @@
 """Findings about packets that don't get to an endpoint, by what keeps them from it: who meets the same in one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kpx.analysis.checks import advice
 from kpx.analysis.simulate import Simulator
 from kpx.explain.report import Finding
 from kpx.explain.stops import Kind, Stop, stops
 from kpx.explain.ways import Sender, Way
+from kpx.netfilter.names import ours
 
 _ADVICE = {
     Kind.POLICY: "",
@@ -14,7 +15,7 @@ _ADVICE = {
     Kind.LOST_MATCH: advice.LOST_MATCH.words,
     Kind.REFUSED: advice.NARROWED.words,
     Kind.UNTRACKED: advice.NARROWED.words,
-    Kind.TAKEN: advice.UNTAKEN.words,
+    Kind.TAKEN: advice.move_behind("KUBE-SERVICES").words,
     Kind.AT_END: advice.ACCEPTED.words,
     Kind.BROKEN: advice.MIXED_VERSIONS.words,
     Kind.NOT_LED: advice.LED.words,
@@ -51,18 +52,24 @@ def of_stops(simulator: Simulator, ways: Sequence[Way], senders: Sequence[Sender
     for stop, places in sorted(met.items(), key=lambda item: not item[0].is_fault):
         yield Finding(
             code=_CODES[stop.kind],
-            what=f"Packets {_who(places)} {'can be' if stop.kind is Kind.NOT_KNOWN else 'are'} {stop.words()}.",
-            advice=_ADVICE[stop.kind],
+            what=f"Packets {who(places)} {'can be' if stop.kind is Kind.NOT_KNOWN else 'are'} {stop.words()}.",
+            advice=_advice(stop),
             wrong=stop.is_fault,
         )
 
 
-def _who(places: dict[str, list[str]]) -> str:
-    """Whose packets, to which places; where all senders are the same, they are named once."""
+def _advice(stop: Stop) -> str:
+    """What to do; a rule of somebody else in a chain of the proxy's has no place there."""
+    is_foreign = stop.kind in (Kind.TAKEN, Kind.REFUSED) and ours(stop.chain)
+    return advice.STRANGER.words if is_foreign else _ADVICE[stop.kind]
+
+
+def who(places: Mapping[str, Sequence[str]]) -> str:
+    """Whose packets, to which places; where senders are the same, they are named once."""
     by_sender: dict[tuple[str, ...], list[str]] = {}
-    for place, who in places.items():
-        by_sender.setdefault(tuple(who), []).append(place)
-    return ", and ".join(f"from {_list(who)} to the {_list(some)}" for who, some in by_sender.items())
+    for place, senders in places.items():
+        by_sender.setdefault(tuple(senders), []).append(place)
+    return ", and ".join(f"from {_list(senders)} to the {_list(some)}" for senders, some in by_sender.items())
 
 
 def _list(words: Sequence[str]) -> str:

@@ -51,9 +51,16 @@ class Stop:
 
     kind: Kind
     fate: Fate
-    place: str = ""
+    table: str = ""
+    chain: str = ""
+    position: int = 0
     rule: str = ""
     detail: str = ""
+
+    @classmethod
+    def by(cls, kind: Kind, fate: Fate, step: Step, detail: str = "") -> "Stop":
+        """What a rule, or a policy, does."""
+        return cls(kind, fate, step.table, step.chain, step.position, step.rule, detail)
 
     @property
     def is_fault(self) -> bool:
@@ -62,9 +69,7 @@ class Stop:
 
     def brief(self, outcome: Outcome) -> str:
         """What becomes of packets, in few words: the rule by its place."""
-        where = self.place.replace("rule ", "").replace(" of ", " ")
-        number, _, chain = where.partition(" ")
-        by = f" by {chain} {number}" if number.isdecimal() else ""
+        by = f" by {self.table} {self.chain} {self.position}" if self.position else ""
         match self.kind:
             case Kind.SERVICE | Kind.NOT_LED if outcome.fate is not Fate.UNTOUCHED:
                 return f"rejected ({outcome.detail})" if outcome.fate is Fate.REJECTED else str(outcome.fate)
@@ -72,7 +77,7 @@ class Stop:
                 what = f"rejected ({outcome.detail})" if outcome.fate is Fate.REJECTED else str(outcome.fate)
                 return f"{what}{by}"
             case Kind.AT_END:
-                return f"dropped by the policy of {self.place}"
+                return f"dropped by the policy of {self.table} {self.chain}"
             case Kind.UNTRACKED | Kind.DNS_CACHE:
                 return f"not translated, kept from nat{by}"
             case Kind.TAKEN:
@@ -85,12 +90,13 @@ class Stop:
 
     def words(self) -> str:
         """What becomes of packets, and by what."""
-        by = f"by {self.place} ({printable(self.rule)})" if self.place else ""
+        place = f"rule {self.position} of {self.table} {self.chain}"
+        by = f"by {place} ({printable(self.rule)})" if self.position else ""
         match self.kind:
             case Kind.SERVICE | Kind.POLICY | Kind.REFUSED | Kind.LOST_MATCH:
                 return f"{self.fate} {by}".strip()
             case Kind.AT_END:
-                return f"dropped by the policy of {self.place}: no rule there accepts them"
+                return f"dropped by the policy of {self.table} {self.chain}: no rule there accepts them"
             case Kind.UNTRACKED | Kind.DNS_CACHE:
                 return f"not translated: kept from conntrack, and so from nat, {by}"
             case Kind.TAKEN:
@@ -141,8 +147,8 @@ def _stop(simulator: Simulator, packet: Packet, path: Path) -> Stop | None:
     if last is None:
         return None
     if last.position == 0:
-        return Stop(Kind.AT_END, fate, f"{last.table} {last.chain}")
-    return _broken(path, fate) or Stop(_refusal(path), fate, _place(last), last.rule)
+        return Stop.by(Kind.AT_END, fate, last)
+    return _broken(path, fate) or Stop.by(_refusal(path), fate, last)
 
 
 def _refusal(path: Path) -> Kind:
@@ -170,7 +176,7 @@ def _broken(path: Path, fate: Fate) -> Stop | None:
     for step in reversed(path.steps):
         if step.table == "nat" and target_of(step.rule) == "DNAT":
             odd = [one for one in _oddities(step.rule) if not one.startswith("has ")]
-            return Stop(Kind.BROKEN, fate, _place(step), step.rule, odd[0]) if odd else None
+            return Stop.by(Kind.BROKEN, fate, step, odd[0]) if odd else None
     return None
 
 
@@ -185,11 +191,11 @@ def _untranslated(simulator: Simulator, packet: Packet, path: Path) -> Stop:
     for step in path.steps:
         if step.table == "raw" and target_of(step.rule) in ("NOTRACK", "CT"):
             cached = _is_cached(simulator.tables.get("filter", {}).get("INPUT", ()), packet)
-            return Stop(Kind.DNS_CACHE if cached else Kind.UNTRACKED, path.outcome.fate, _place(step), step.rule)
+            return Stop.by(Kind.DNS_CACHE if cached else Kind.UNTRACKED, path.outcome.fate, step)
     of_nat = [one for one in path.steps if one.table == "nat" and one.hook in ("PREROUTING", "OUTPUT")]
     taker = next((one for one in of_nat if target_of(one.rule) in ("RETURN", "ACCEPT")), None)
     if taker:
-        return Stop(Kind.TAKEN, path.outcome.fate, _place(taker), taker.rule)
+        return Stop.by(Kind.TAKEN, path.outcome.fate, taker)
     return Stop(Kind.NOT_LED, path.outcome.fate)
 
 
@@ -197,7 +203,3 @@ def _is_cached(accepting: Rules, packet: Packet) -> bool:
     """Whether NodeLocal DNSCache takes a query: it has it accepted on this node, besides."""
     own = (rule for rule in accepting if rule.startswith(f"-d {packet.destination}/") and target_of(rule) == "ACCEPT")
     return packet.destination_port == 53 and any("--dport 53 " in rule for rule in own)
-
-
-def _place(step: Step) -> str:
-    return f"rule {step.position} of {step.table} {step.chain}"

@@ -84,11 +84,6 @@ NARROWED = Advice(
     "they are: before it, they could let past what others are to filter.",
 )
 
-UNTAKEN = Advice(
-    Act.MOVE_BEHIND,
-    "Narrow this rule, or move it behind the proxy's; if it stands in a chain of the proxy's, which no other program "
-    "should write to, delete it.",
-)
 ACCEPTED = Advice(
     Act.ACCEPT,
     "See that a rule accepts what pods send and get, as network plugins do: at the end of the chain, behind the rules "

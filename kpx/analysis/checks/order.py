@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from kpx.analysis.checks.advice import CHAIN_AGAIN, STRANGER, claim_less
 from kpx.analysis.checks.finding import BUILT_IN, Finding, Jump, Severity, Tables
-from kpx.netfilter.names import TREE, ours
+from kpx.netfilter.names import OWN, TREE, ours
 from kpx.netfilter.options import Option
 from kpx.netfilter.owners import is_own_chain, rule_owner
 from kpx.netfilter.rule import Match, Rule, comment_of
@@ -48,7 +48,7 @@ def shadowed_rules(tables: Tables) -> Iterator[Finding]:
                 continue
             for taker, jump in _shadowed(tables, table, rules):
                 culprit = _culprit(tables, table, taker)
-                if not _of_proxy(culprit):
+                if not _of_proxy(culprit) or _takes_all(tables, culprit):
                     in_the_way[culprit].append(jump)
                 elif _of_proxy(jump):
                     yield _claimed_twice(tables, taker, jump)
@@ -66,6 +66,14 @@ def _of_proxy(jump: Jump) -> bool:
         return True
     comment = comment_of(jump.rule) or ""
     return ours(jump.chain) and (comment.startswith("kubernetes ") or rule_owner(jump.rule) is not None)
+
+
+def _takes_all(tables: Tables, jump: Jump) -> bool:
+    """Whether a rule of a chain for all Services takes every packet; a proxy writes none that does."""
+    if jump.chain not in OWN or jump.target not in ("ACCEPT", "DROP", "REJECT", "RETURN"):
+        return False
+    rule = tables.parsed(jump.rule)
+    return not rule.head and not _asked(rule)
 
 
 def _culprit(tables: Tables, table: str, taker: Jump) -> Jump:
