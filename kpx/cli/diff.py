@@ -32,6 +32,8 @@ from kpx.sources.manifests import SUFFIXES
 
 log = structlog.get_logger()
 
+STDIN = Path("-")
+
 Found = Mapping[str, Sequence[Difference]]
 Differences = Annotated[
     Mapping[Family, Found],
@@ -52,9 +54,9 @@ Differences = Annotated[
 @backend_option
 @click.option(
     "--against",
-    type=click.Path(exists=True, path_type=Path),
-    help="Compare with this instead of the kernel: an output of iptables-save, or other manifests (a directory, or a "
-    "file that ends in .yaml, .yml or .json). Needs no root.",
+    type=click.Path(exists=True, allow_dash=True, path_type=Path),
+    help="Compare with this instead of the kernel: an output of iptables-save (- for standard input), or other "
+    "manifests (a directory, or a file that ends in .yaml, .yml or .json). Needs no root.",
 )
 @click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True)
 @json_options(Differences | review.Reviews, "The same as --format json")
@@ -84,6 +86,8 @@ def command(
       kpx diff -f shop/ --against ../main/shop/ --format markdown
     """
     form = "json" if as_json else form
+    if against == STDIN and str(STDIN) in files:
+        raise KpxError("--against - and -f -: standard input can be read only once")
     inputs = read_inputs(files, node, config_file, layout or Layout.TREE, keep_going)
     families = FAMILIES[family]
     if against is not None and _are_manifests(against):
@@ -139,7 +143,8 @@ def _tell_of_counters(inputs: Inputs, live: Mapping[Family, Saved], liberal: boo
 
 def _read_dump(path: Path) -> Saved:
     try:
-        return parse_save(path.read_text("utf-8", "surrogateescape"))
+        data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+        return parse_save(data.decode("utf-8", "surrogateescape"))
     except OSError as error:
         raise KpxError(f"{path}: {error.strerror}") from error
     except SaveError as error:

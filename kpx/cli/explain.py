@@ -152,8 +152,15 @@ def _remarks(port: ServicePortReport) -> Iterator[str]:
     if port.local_weight:
         yield f"Endpoints on this node count {port.local_weight} % more."
     yield from _affinity(port)
-    if port.source_ranges:
+    if port.source_ranges and not _is_open_to_all(port):
         yield f"The load balancer's addresses are for {', '.join(port.source_ranges)} only."
+
+
+def _is_open_to_all(port: ServicePortReport) -> bool:
+    """Whether somebody outside of the source ranges gets to an endpoint by a load balancer's address."""
+    addresses = {way.address for way in port.ways if way.kind == "load balancer IP"}
+    uses = (use for way in port.ways if way.address in addresses for use in way.uses)
+    return any(out.fate == "translated" for use in uses if use.sender == "elsewhere outside" for out in use.outcomes)
 
 
 def _affinity(port: ServicePortReport) -> Iterator[str]:

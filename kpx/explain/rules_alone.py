@@ -252,6 +252,18 @@ def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterato
             "to its node port isn't told.",
             advice="Give the node's addresses by --node-address.",
         )
+    own = set(simulator.host.addresses(simulator.family))
+    for way in ways:
+        if way.address in own and way.kind in ("external IP", "load balancer IP"):
+            yield Finding(
+                code="own-address",
+                what=f"The {way.kind} {way.address} is an address of this node itself: whoever connects to its port "
+                f"{way.port} gets to this Service, and not to what listens there.",
+                advice="If that isn't meant, take it out of the Service; a node port opens a port of every node."
+                if way.kind == "external IP"
+                else "So do load balancers that run on the nodes (k3s' servicelb, for instance).",
+                wrong=way.kind == "external IP",
+            )
     missing = {target for rules in one.chains.values() for rule in rules if (target := target_of(rule))}
     gone = sorted(t for t in missing if ours(t) and t not in simulator.tables.get("nat", {}))
     if gone:
