@@ -83,7 +83,8 @@ def _families(sources: tuple[RuleSource, ...], asked: str | None) -> tuple[Famil
 
 def _verified(source: RuleSource, family: Family) -> RulesReport:
     held = source.held(family)
-    tables = Tables(held.simulator.tables, family)
+    host = held.simulator.host
+    tables = Tables(held.simulator.tables, family, host.addresses(family) if host.known else None)
     found = [*(_two_backends(family) if source.is_live else ()), *findings(tables)]
     return rules_report(held.origin, family, len(tables), found)
 

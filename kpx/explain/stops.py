@@ -138,17 +138,16 @@ def _stop(simulator: Simulator, packet: Packet, path: Path) -> Stop | None:
     fate, last = path.outcome.fate, path.steps[-1] if path.steps else None
     match fate:
         case Fate.UNKNOWN:
-            broken = _broken(path, fate)
-            return broken or Stop(Kind.NOT_KNOWN, fate, detail=path.outcome.detail)
+            return _broken(path) or Stop(Kind.NOT_KNOWN, fate, detail=path.outcome.detail)
         case Fate.TRANSLATED:
-            return _broken(path, fate)
+            return _broken(path)
         case Fate.UNTOUCHED:
             return _untranslated(simulator, packet, path)
     if last is None:
         return None
     if last.position == 0:
         return Stop.by(Kind.AT_END, fate, last)
-    return _broken(path, fate) or Stop.by(_refusal(path), fate, last)
+    return _broken(path) or Stop.by(_refusal(path), fate, last)
 
 
 def _refusal(path: Path) -> Kind:
@@ -171,12 +170,12 @@ def _asks_nothing(rule: str) -> bool:
     return not parsed.head and all(match.module == "comment" for match in parsed.matches)
 
 
-def _broken(path: Path, fate: Fate) -> Stop | None:
+def _broken(path: Path) -> Stop | None:
     """The translation that leads to no endpoint, if one does."""
     for step in reversed(path.steps):
         if step.table == "nat" and target_of(step.rule) == "DNAT":
             odd = [one for one in _oddities(step.rule) if not one.startswith("has ")]
-            return Stop.by(Kind.BROKEN, fate, step, odd[0]) if odd else None
+            return Stop.by(Kind.BROKEN, Fate.TRANSLATED, step, odd[0]) if odd else None
     return None
 
 

@@ -1,6 +1,6 @@
 """What checks are given and what they say. Values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -61,10 +61,15 @@ class Jump:
 
 
 class Tables:
-    """The tables of one family, with what several checks ask for. `chains` are rules by table and chain."""
+    """The tables of one family, with what several checks ask for.
 
-    def __init__(self, chains: Mapping[str, Mapping[str, Rules]], family: Family) -> None:
-        self.chains, self.family = chains, family
+    `chains` are rules by table and chain, `own` the addresses of the node, None if they aren't known.
+    """
+
+    def __init__(
+        self, chains: Mapping[str, Mapping[str, Rules]], family: Family, own: Collection[str] | None = None
+    ) -> None:
+        self.chains, self.family, self.own = chains, family, own
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Rules]]]:
         return iter(self.chains.items())

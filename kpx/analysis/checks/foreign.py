@@ -51,7 +51,7 @@ def caught_before(tables: Tables) -> Iterator[Finding]:
     noted: set[str] = set()
     for post in _POSTS:
         for jump in _before(tables, post):
-            overlaps = overlaps or Overlaps(tables.chains, tables.family, _marks(tables))
+            overlaps = overlaps or Overlaps(tables.chains, tables.family, _marks(tables), tables.own)
             weighed = post.weighed
             if post.table == "filter" and is_policy(jump.target):
                 weighed = Weighed.ACCEPTS  # NetworkPolicies are to refuse what they refuse, before anybody accepts it

@@ -1,7 +1,7 @@
 """Packets on which a rule and a chain both decide, and differently."""
 
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -17,7 +17,7 @@ from kpx.analysis.equivalence.rules import Rules
 from kpx.analysis.packet import text
 from kpx.family import Family
 
-_NETWORK = re.compile(r"(?:.* )?(?<!! )-d \S+/([0-9]{1,3}) ")
+_DESTINATION = re.compile(r"(?:.* )?(?<!! )-d (\S+)/([0-9]{1,3}) ")
 
 
 _OF_PODS = ("br-", "cali", "cbr", "cilium", "cni", "docker", "flannel", "lxc", "tunl", "veth", "vxlan", "weave")
@@ -61,8 +61,18 @@ def _weigh(weighed: Weighed, end: Hashable) -> Hashable:
 class Overlaps:
     """Looks for such packets in tables of one family."""
 
-    def __init__(self, tables: Mapping[str, Mapping[str, tuple[str, ...]]], family: Family, marks: int) -> None:
-        """`marks` are the bits of the mark that count; who sets others has judged the packet before."""
+    def __init__(
+        self,
+        tables: Mapping[str, Mapping[str, tuple[str, ...]]],
+        family: Family,
+        marks: int,
+        own: Collection[str] | None = None,
+    ) -> None:
+        """`marks` are the bits of the mark that count; who sets others has judged the packet before.
+
+        `own` are the addresses of the node, None if they aren't known.
+        """
+        self._own = own
         self._marks = {fields.MARK + bit: 0 for bit in range(32) if not marks >> bit & 1}
         self._fields = Fields(Diagrams(trait, rule_count(tables)), family, interfaces(tables))
         self._exits = Exits(self._fields)
@@ -85,14 +95,25 @@ class Overlaps:
             if table == "filter":
                 one = self._exits.diagrams.pick(self._is_of_pods(), self._exits.on, one)
             other = self._exits.fixed(self._chains.part(of_table, (f"-j {chain}",)), begins)
-            if (network := _NETWORK.match(rule)) and int(network[1]) < self._fields.family.host_bits:
-                one, other = (self._exits.fixed(part, {fields.DESTINATION_LOCAL: 0}) for part in (one, other))
+            if (local := self._is_to_node(table, rule)) is not None:
+                one, other = (self._exits.fixed(part, {fields.DESTINATION_LOCAL: local}) for part in (one, other))
             one = self._exits.diagrams.mapped(one, partial(_weigh, weighed))
             if weighed is Weighed.SOURCES:
                 other = self._exits.diagrams.mapped(other, partial(_weigh, weighed))
             self._seen, self._bounded = set(), False
             box = self._find(one, other, {})
         return None if box is None else self._met(box)
+
+    def _is_to_node(self, table: str, rule: str) -> int | None:
+        """Whether what a rule is for is an address of the node, as far as that is known or likely."""
+        asked = _DESTINATION.match(rule)
+        if asked is None:
+            return None
+        if int(asked[2]) < self._fields.family.host_bits:
+            return 0
+        if self._own is not None:
+            return int(asked[1] in self._own)
+        return 0 if table in ("raw", "mangle") else None
 
     def _is_of_pods(self) -> Diagram:
         """The test that a packet comes from, or goes to, an interface that network plugins and such make."""
