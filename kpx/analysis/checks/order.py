@@ -62,8 +62,10 @@ def shadowed_rules(tables: Tables) -> Iterator[Finding]:
 
 def _of_proxy(jump: Jump) -> bool:
     """Whether a proxy may have written a rule: it leads to its chains, or says so, or is a step of one Service's."""
-    if ours(jump.target) or is_own_chain(jump.chain) or jump.chain.startswith(TREE):
+    if ours(jump.target) or jump.chain.startswith(TREE):
         return True
+    if is_own_chain(jump.chain):
+        return jump.target not in ("ACCEPT", "DROP", "REJECT", "RETURN")
     comment = comment_of(jump.rule) or ""
     return ours(jump.chain) and (comment.startswith("kubernetes ") or rule_owner(jump.rule) is not None)
 
