@@ -190,8 +190,9 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
     who = _senders(simulator, one, pods, ranges)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
+    places = frozenset(one.endpoints.values()) or None
     told = [way for way in ways if way.address]
-    reports = [way_report(simulator, way, who) for way in told]
+    reports = [way_report(simulator, way, who, places) for way in told]
     balance = next((mode for mode, sign in _SIGNS.items() if any(sign in rule for rule in rules)), "random")
     met = {out.destination for way in reports for use in way.uses for out in use.outcomes}
     if balance == Balance.SOURCE_HASH:  # these packets have few sources: others go elsewhere
@@ -218,7 +219,7 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
             )
             for place in sorted(set(one.endpoints.values()))
         ],
-        findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who)],
+        findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who, places)],
     )
 
 

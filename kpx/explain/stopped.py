@@ -1,6 +1,6 @@
 """Findings about packets that don't get to an endpoint, by what keeps them from it: who meets the same in one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from kpx.analysis.checks import advice
 from kpx.analysis.simulate import Simulator
@@ -17,6 +17,7 @@ _ADVICE = {
     Kind.UNTRACKED: advice.NARROWED.words,
     Kind.TAKEN: advice.move_behind("KUBE-SERVICES").words,
     Kind.AT_END: advice.ACCEPTED.words,
+    Kind.ELSEWHERE: advice.move_behind("KUBE-SERVICES").words,
     Kind.BROKEN: advice.MIXED_VERSIONS.words,
     Kind.NOT_LED: advice.LED.words,
     Kind.NOT_KNOWN: "`kpx trace` with --interface, --out-interface or --node-address may tell.",
@@ -32,12 +33,15 @@ _CODES = {
     Kind.DNS_CACHE: "node-local-dns",
     Kind.TAKEN: "taken",
     Kind.NOT_LED: "not-led",
+    Kind.ELSEWHERE: "sent-elsewhere",
     Kind.BROKEN: "broken-translation",
     Kind.NOT_KNOWN: "not-known",
 }
 
 
-def of_stops(simulator: Simulator, ways: Sequence[Way], senders: Sequence[Sender]) -> Iterator[Finding]:
+def of_stops(
+    simulator: Simulator, ways: Sequence[Way], senders: Sequence[Sender], endpoints: Collection[str] | None = None
+) -> Iterator[Finding]:
     """What keeps packets of these senders from endpoints, on these ways. Gravest first: what nobody can want.
 
     Of what the Service itself refuses, its other findings tell.
@@ -45,7 +49,7 @@ def of_stops(simulator: Simulator, ways: Sequence[Way], senders: Sequence[Sender
     met: dict[Stop, dict[str, list[str]]] = {}
     for way in ways:
         for sender in senders:
-            for stop in dict.fromkeys(stops(simulator, sender.packet(way)).values()):
+            for stop in dict.fromkeys(stops(simulator, sender.packet(way), endpoints).values()):
                 place = f"{way.kind} {way.address}:{way.port}"
                 met.setdefault(stop, {}).setdefault(place, []).append(sender.words)
     met = {stop: places for stop, places in met.items() if stop.kind is not Kind.SERVICE}
@@ -60,7 +64,7 @@ def of_stops(simulator: Simulator, ways: Sequence[Way], senders: Sequence[Sender
 
 def _advice(stop: Stop) -> str:
     """What to do; a rule of somebody else in a chain of the proxy's has no place there."""
-    is_foreign = stop.kind in (Kind.TAKEN, Kind.REFUSED) and ours(stop.chain)
+    is_foreign = stop.kind in (Kind.TAKEN, Kind.REFUSED, Kind.ELSEWHERE) and ours(stop.chain)
     return advice.STRANGER.words if is_foreign else _ADVICE[stop.kind]
 
 

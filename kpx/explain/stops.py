@@ -1,6 +1,6 @@
 """What keeps a packet from a Service's endpoints: the rule, what it does, and whether the Service asks for it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -36,6 +36,8 @@ class Kind(Enum):
     """A rule of nat takes it away before a rule translates it."""
     NOT_LED = auto()
     """No rule leads to an endpoint."""
+    ELSEWHERE = auto()
+    """It is translated to where none of the Service's endpoints is."""
     BROKEN = auto()
     """It is translated to where nobody is."""
     NOT_KNOWN = auto()
@@ -82,6 +84,8 @@ class Stop:
                 return f"not translated, kept from nat{by}"
             case Kind.TAKEN:
                 return f"not translated, taken{by}"
+            case Kind.ELSEWHERE:
+                return f"sent to {outcome.destination}, no endpoint of it,{by}"
             case Kind.BROKEN:
                 return f"sent to where no endpoint is{by}"
             case Kind.NOT_KNOWN:
@@ -103,16 +107,26 @@ class Stop:
                 return f"not translated: taken {by} before a rule translates them"
             case Kind.NOT_LED:
                 return "not translated: no rule leads to an endpoint"
+            case Kind.ELSEWHERE:
+                return f"sent to {self.detail}, which is no endpoint of it, {by}".strip(" ,")
             case Kind.BROKEN:
                 return f"sent to where no endpoint is {by}: the rule {self.detail}"
             case Kind.NOT_KNOWN:
                 return f"lost to a rule that can't be judged: {printable(self.detail)}"
 
 
-def stops(simulator: Simulator, packet: Packet) -> Mapping[Outcome, Stop]:
-    """Why a packet doesn't get to an endpoint, by each outcome in which it doesn't."""
+def stops(simulator: Simulator, packet: Packet, endpoints: Collection[str] | None = None) -> Mapping[Outcome, Stop]:
+    """Why a packet doesn't get to an endpoint, by each outcome in which it doesn't.
+
+    `endpoints` are all that there are, as `address:port`; None if that isn't known.
+    """
     outcomes = simulator.outcomes(packet)
-    if all(one.fate is Fate.TRANSLATED and _is_somewhere(one.destination) for one in outcomes):
+    if all(
+        one.fate is Fate.TRANSLATED
+        and _is_somewhere(one.destination)
+        and (endpoints is None or one.destination in endpoints)
+        for one in outcomes
+    ):
         return {}
     try:
         paths = simulator.paths(packet)
@@ -120,7 +134,7 @@ def stops(simulator: Simulator, packet: Packet) -> Mapping[Outcome, Stop]:
         paths = ()
     found: dict[Outcome, Stop] = {}
     for path in paths:
-        stop = _stop(simulator, packet, path)
+        stop = _stop(simulator, packet, path, endpoints)
         if stop and path.outcome not in found:
             found[path.outcome] = stop
     for one in outcomes:
@@ -134,13 +148,13 @@ def _is_somewhere(place: str) -> bool:
     return port not in ("", "0") and address not in ("0.0.0.0", "[::]")
 
 
-def _stop(simulator: Simulator, packet: Packet, path: Path) -> Stop | None:
+def _stop(simulator: Simulator, packet: Packet, path: Path, endpoints: Collection[str] | None) -> Stop | None:
     fate, last = path.outcome.fate, path.steps[-1] if path.steps else None
     match fate:
         case Fate.UNKNOWN:
             return _broken(path) or Stop(Kind.NOT_KNOWN, fate, detail=path.outcome.detail)
         case Fate.TRANSLATED:
-            return _broken(path)
+            return _broken(path) or _elsewhere(path, endpoints)
         case Fate.UNTOUCHED:
             return _untranslated(simulator, packet, path)
     if last is None:
@@ -177,6 +191,14 @@ def _broken(path: Path) -> Stop | None:
             odd = [one for one in _oddities(step.rule) if not one.startswith("has ")]
             return Stop.by(Kind.BROKEN, Fate.TRANSLATED, step, odd[0]) if odd else None
     return None
+
+
+def _elsewhere(path: Path, endpoints: Collection[str] | None) -> Stop | None:
+    to = path.outcome.destination
+    if endpoints is None or to in endpoints:
+        return None
+    step = next((one for one in reversed(path.steps) if target_of(one.rule) in ("DNAT", "REDIRECT")), None)
+    return Stop.by(Kind.ELSEWHERE, path.outcome.fate, step, to) if step else None
 
 
 def _oddities(rule: str) -> tuple[str, ...]:

@@ -245,6 +245,10 @@ def accepted(text: str) -> str:
 RETURNS = "-A KUBE-SERVICES -j RETURN\n"
 SEP = "KUBE-SEP-2QFQVMZDRZXAQWB2"
 
+TAKER = "-d 10.96.0.0/16 -p tcp -j DNAT --to-destination 10.9.9.9:80"
+TOOK = f"-A PREROUTING {TAKER}\n"
+JUMP = '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES\n'
+
 OF_RULES: list[tuple[str, Callable[[], str], Callable[[str], str]]] = [
     ("refused-at-end", lambda: changed(r"^(\*filter\n(?::.*\n)*?):FORWARD ACCEPT", r"\1:FORWARD DROP"), accepted),
     ("lost-match", lambda: changed("^-A KUBE-FIREWALL .*\n", r"\g<0>-A KUBE-FIREWALL -j DROP\n"),
@@ -257,10 +261,9 @@ OF_RULES: list[tuple[str, Callable[[], str], Callable[[str], str]]] = [
      replaced("-A PREROUTING -d 10.96.0.0/16 -j NOTRACK\n", "")),
     ("taken", lambda: changed("^-A KUBE-SERVICES -d 10.96.0.10/32 -p udp", rf"{RETURNS}\g<0>"), deleted(RETURNS)),
     ("taken", lambda: first("nat", "PREROUTING", "-s 10.244.0.0/16 -j ACCEPT"),
-     replaced("-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n-A PREROUTING -m comment --comment "
-              '"kubernetes service portals" -j KUBE-SERVICES\n',
-              '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES\n'
-              "-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n")),
+     replaced(f"-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n{JUMP}",
+              f"{JUMP}-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n")),
+    ("sent-elsewhere", lambda: first("nat", "PREROUTING", TAKER), replaced(f"{TOOK}{JUMP}", f"{JUMP}{TOOK}")),
     ("broken-translation", lambda: changed(f"^(-A {SEP} .*) --to-dest.*$", r"\1 --to-destination 0.0.0.0"), rewritten),
     ("broken-translation", lambda: changed(f"^(-A {SEP} .*) --to-dest.*$", r"\1 --to-destination :0"), rewritten),
     ("not-led", lambda: changed("^-A PREROUTING .*KUBE-SERVICES\n", ""), rewritten),
