@@ -25,6 +25,7 @@ from kpx.cli.inputs import FAMILIES
 from kpx.cli.output import json_options, json_text, page, place_of, put, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
+from kpx.explain.unaccepted import unaccepted
 from kpx.family import Family
 from kpx.netfilter.backend import available
 from kpx.netfilter.save import parse_save
@@ -85,7 +86,7 @@ def _verified(source: RuleSource, family: Family) -> RulesReport:
     held = source.held(family)
     host = held.simulator.host
     tables = Tables(held.simulator.tables, family, host.addresses(family) if host.known else None)
-    found = [*(_two_backends(family) if source.is_live else ()), *findings(tables)]
+    found = [*(_two_backends(family) if source.is_live else ()), *findings(tables), *unaccepted(held.simulator)]
     return rules_report(held.origin, family, len(tables), found)
 
 

@@ -68,6 +68,16 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
     return Explanation(asked=asked, about=about, rules=rules, node="", findings=list(findings), ports=ports)
 
 
+def trials(simulator: Simulator, most: int) -> Iterator[tuple[Way, Sender]]:
+    """Ways to Services that have endpoints, each with everybody who may use it; of so many service ports at most."""
+    served = [one for one in _services(simulator).values() if one.endpoints]
+    for one in served[:most]:
+        who = _senders(simulator, one, *_sources(one))
+        for (address, port), kind in one.ways.items():
+            if address:
+                yield from ((Way(kind, address, port, one.protocol), sender) for sender in who)
+
+
 # ---- reading ----
 
 
@@ -185,8 +195,7 @@ def _names(some: Iterable[_Found]) -> str:
 
 def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
     rules = [rule for chain in one.chains.values() for rule in chain]
-    ranges = [m[1] for name, some in one.chains.items() if "-FW-" in name for rule in some if (m := _RANGE.match(rule))]
-    pods = next((match[1] for rule in (*rules, *one.marks) if (match := _PODS.match(rule))), "")
+    pods, ranges = _sources(one)
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
     who = _senders(simulator, one, pods, ranges)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
@@ -221,6 +230,13 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
         ],
         findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who, places)],
     )
+
+
+def _sources(one: _Found) -> tuple[str, Sequence[str]]:
+    """What tells pods, as a rule asks for them, and the source ranges of a load balancer."""
+    rules = [rule for chain in one.chains.values() for rule in chain]
+    ranges = [m[1] for name, some in one.chains.items() if "-FW-" in name for rule in some if (m := _RANGE.match(rule))]
+    return next((match[1] for rule in (*rules, *one.marks) if (match := _PODS.match(rule))), ""), ranges
 
 
 def _own(simulator: Simulator) -> str:

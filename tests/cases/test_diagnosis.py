@@ -103,6 +103,20 @@ def test_a_policy_that_drops_what_nothing_accepts() -> None:
     assert "dropped by the policy of filter FORWARD" in answer
 
 
+def test_verify_tells_of_it_too() -> None:
+    (finding,) = verified(Path(dump("forward-drop")).read_text())
+    assert (finding.check, finding.severity, finding.table, finding.chain) == (
+        "nothing-accepts", "error", "filter", "FORWARD",
+    )  # fmt: skip
+    accepted = "-A FORWARD -s 10.244.0.0/16 -j ACCEPT\n-A FORWARD -d 10.244.0.0/16 -j ACCEPT\n-A OUTPUT "
+    text = Path(dump("forward-drop")).read_text().replace("-A OUTPUT ", accepted, 1)
+    assert verified(text) == []
+    # By interfaces, which are not known: no alarm.
+    accepted = "-A FORWARD -i cni0 -j ACCEPT\n-A FORWARD -o cni0 -j ACCEPT\n-A OUTPUT "
+    text = Path(dump("forward-drop")).read_text().replace("-A OUTPUT ", accepted, 1)
+    assert verified(text) == []
+
+
 def test_network_policies_come_first_and_should() -> None:
     """Before them, KUBE-FORWARD would let past what they are to filter."""
     done = run("verify", "--rules", dump("kube-router-netpol"), *NODE)
