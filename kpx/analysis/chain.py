@@ -4,16 +4,55 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from kpx.analysis.match import Chance, Condition, Recent, Test, Truth, conditions, of_head
+from kpx.analysis.doubt import MOST_DOUBTS, implied
+from kpx.analysis.match import Chance, Condition, Recent, Test, Truth, conditions, of_head, routed_to
 from kpx.analysis.packet import number
-from kpx.analysis.state import Scene, State
+from kpx.analysis.state import Key, Scene, State
 from kpx.family import Family
-from kpx.netfilter.options import Option
+from kpx.netfilter.options import Option, Options
 from kpx.netfilter.rule import Match, Rule, RuleError, normal_rule, parse_rule
 from kpx.netfilter.ruleset import Rules
+
+_STATEFUL = frozenset({"limit", "hashlimit", "quota", "connlimit", "nfacct", "rateest", "statistic", "recent"})
+"""Matches whose answer depends on which packets they were asked of before: the same, asked elsewhere, says another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One thing that a rule asks. `what` is `-i`, or the match and the how manieth of its conditions this is."""
+
+    condition: Condition
+    what: str
+    options: Options
+
+    @property
+    def negated(self) -> bool:
+        """Whether the rule asks for the opposite of what `key` stands for."""
+        return self._is_plain and self.options[0].negated
+
+    def key(self, state: State, scene: Scene, place: Key) -> Key:
+        """What stands for the answer where it isn't known: the same wherever the same is asked of the same packet."""
+        if self.what == "-i":
+            return "-i", self.options[0].values[0]
+        if self.what == "-o":
+            return "-o", self.options[0].values[0], routed_to(state, scene)
+        if self._is_plain:
+            address = state.source if self.options[0].name == "--src-type" else state.destination
+            return "local", address
+        asked = (self.what, *((one.name, one.values, one.negated) for one in self.options))
+        packet = (state.source, state.destination, state.port, state.mark, state.connmark, state.masqueraded)
+        return (*asked, *packet, *(place if self.what.partition(" ")[0] in _STATEFUL else ()))
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether it is a question that others ask the other way round."""
+        if self.what in ("-i", "-o"):
+            return True
+        return self.what == "addrtype 0" and len(self.options) == 1 and self.options[0].values == ("LOCAL",)
 
 
 class KernelRule:
@@ -41,28 +80,62 @@ class KernelRule:
             return Rule(matches=(Match("?"),), target="?")
 
     @cached_property
-    def _conditions(self) -> tuple[Condition, ...]:
-        of_matches = (condition for match in self.parsed.matches for condition in conditions(match))
-        return (*(of_head(option) for option in self.parsed.head), *of_matches)
+    def _questions(self) -> tuple[Question, ...]:
+        heads = (Question(of_head(option), option.name, (option,)) for option in self.parsed.head)
+        of_matches = (
+            Question(one, f"{match.module} {number}", match.options)
+            for match in self.parsed.matches
+            for number, one in enumerate(conditions(match))
+        )
+        return (*heads, *of_matches)
 
-    def ask(self, state: State, weight: Fraction, scene: Scene) -> Iterator[tuple[Truth, State, Fraction]]:
-        """Whether a packet matches: all cases, with their weights, which add up to `weight`."""
-        truth: Truth = True
-        for condition in self._conditions:
-            if isinstance(condition, Chance):
-                yield False, state, weight * (1 - condition.probability)
-                weight *= condition.probability
-                continue
-            answer: Truth
-            if isinstance(condition, Recent):
-                answer, state = condition.ask(state, scene)
+    def ask(self, state: State, weight: Fraction, scene: Scene, place: Key) -> Iterator[tuple[Truth, State, Fraction]]:
+        """Whether a packet matches: all cases, with their weights.
+
+        Of what isn't known both answers are cases, each with the whole weight and borne by the packet as assumed; or
+        None, if it bears too many already. `place` is where the rule stands.
+        """
+        on = [(state, weight)]
+        doubted: list[Question] = []
+        for one in self._questions:
+            if isinstance(one.condition, Chance):
+                chance = one.condition.probability
+                yield from ((False, part, share * (1 - chance)) for part, share in on)
+                on = [(part, share * chance) for part, share in on]
+            elif isinstance(one.condition, Recent):
+                cases = [*_both(on, doubted, scene, place)]
+                yield from (case for case in cases if case[0] is not True)
+                asked = [(*one.condition.ask(part, scene), share) for answer, part, share in cases if answer]
+                yield from ((False, part, share) for holds, part, share in asked if not holds)
+                on, doubted = [(part, share) for holds, part, share in asked if holds], []
             else:
-                answer = condition(state, scene)
-            if answer is False:
+                answer = one.condition(state, scene)
+                if answer is False:
+                    yield from ((False, part, share) for part, share in on)
+                    return
+                doubted += [one] if answer is None else []
+        yield from _both(on, doubted, scene, place)
+
+
+def _both(
+    on: Iterable[tuple[State, Fraction]], doubted: Sequence[Question], scene: Scene, place: Key
+) -> Iterator[tuple[Truth, State, Fraction]]:
+    """Packets that match if some questions have the answer yes, and those that don't."""
+    for state, weight in on:
+        for question in doubted:
+            key = question.key(state, scene, place)
+            told = implied(state.assumed, key)
+            if told is None:
+                if len(state.assumed) == MOST_DOUBTS:
+                    yield None, state, weight
+                    break
+                yield False, state._replace(assumed=(*state.assumed, (key, question.negated))), weight
+                state = state._replace(assumed=(*state.assumed, (key, not question.negated)))
+            elif told is question.negated:
                 yield False, state, weight
-                return
-            truth = truth if answer else None
-        yield truth, state, weight
+                break
+        else:
+            yield True, state, weight
 
 
 _QUICK = re.compile(r"-([dp]) (\S+)")

@@ -113,12 +113,15 @@ def _out_interface(value: str) -> Test:
     def test(state: State, scene: Scene) -> Truth:
         if scene.out_interface is not None or scene.packet.origin is not Origin.NODE:
             return _is_interface(scene.out_interface, value, elsewhere=True)
-        # In OUTPUT it is still the interface that was right before DNAT.
-        destination = number(scene.packet.destination) if scene.hook == "OUTPUT" else state.destination
-        local = scene.host.is_local(destination, scene.packet.family)
+        local = scene.host.is_local(routed_to(state, scene), scene.packet.family)
         return _is_interface("lo" if local else None, value, elsewhere=local is False)
 
     return test
+
+
+def routed_to(state: State, scene: Scene) -> int:
+    """The destination that tells the interface; in OUTPUT it is still the one that was right before DNAT."""
+    return number(scene.packet.destination) if scene.hook == "OUTPUT" else state.destination
 
 
 def _is_interface(actual: str | None, wanted: str, elsewhere: bool) -> Truth:

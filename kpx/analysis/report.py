@@ -198,7 +198,7 @@ def _step(step: Step, names: Mapping[str, str]) -> StepReport:
         rule=printable(step.rule),
         match=printable(format_rule(Rule(rule.head, matches))),
         comment=printable(rule.comment or ""),
-        action=printable(format_rule(action).removeprefix("-j ")),
+        action=printable(format_rule(action).removeprefix("-j ") if step.position else step.rule),
         chain_name=_printable(names.get(step.chain)),
         target_name=_printable(names.get(rule.target or "")),
     )

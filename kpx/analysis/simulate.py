@@ -12,11 +12,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
+from kpx.analysis import asked
 from kpx.analysis.chain import Chain, KernelRule
+from kpx.analysis.doubt import Doubt, Weights, implied, joined, settled
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, is_address, number, text
-from kpx.analysis.state import Scene, State, Step, Trail
-from kpx.analysis.targets import CHANGES, GOES_ON, REFUSALS, SILENT, TARGETS, change
+from kpx.analysis.state import Key, Scene, State, Step, Trail
+from kpx.analysis.targets import CHANGES, GOES_ON, REFUSALS, SILENT, change
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.ruleset import Rules, Ruleset
@@ -27,9 +30,6 @@ Tables = Mapping[str, Mapping[str, Rules]]
 
 Policies = Mapping[tuple[str, str], str]
 """What built-in chains do with a packet at their end, by table and chain: ACCEPT where nothing is said."""
-
-Weights = dict[State, Fraction]
-"""Packets on their way, with their probabilities."""
 
 Way = Callable[[Weights], None]
 
@@ -98,6 +98,11 @@ class Simulator:
         self.tables = tables
         self._chains: dict[tuple[str, str], Chain] = {}
 
+    @cached_property
+    def marks(self) -> asked.Marks:
+        """The bits of marks that rules ask for."""
+        return asked.marks(self.tables)
+
     def outcomes(self, packet: Packet, known: Mapping[str, float] | None = None) -> Mapping[Outcome, Fraction]:
         """Every outcome with its probability; they add up to 1.
 
@@ -141,6 +146,7 @@ class _Journey:
     def __init__(self, simulator: Simulator, packet: Packet, known: Mapping[str, float], traced: bool) -> None:
         self.simulator, self.packet, self.known, self.traced = simulator, packet, known, traced
         self.ended: list[tuple[Outcome, State, Fraction]] = []
+        self.doubts: dict[Key, Doubt] = {}
 
     def ends(self) -> Sequence[tuple[Outcome, State, Fraction]]:
         """What can become of the packet."""
@@ -150,8 +156,13 @@ class _Journey:
             self._send({start: Fraction(1)})
         else:
             weights = self._pass("PREROUTING", {start: Fraction(1)}, packet.in_interface, "")
-            self._route(weights, self._take_in, self._forward)
-        return self.ended
+            self._route(self._routable(weights), self._take_in, self._forward)
+        return settled(self.ended, self.doubts)
+
+    def note(self, key: Key, doubt: Doubt) -> None:
+        """A question came up whose answer isn't known."""
+        if key not in self.doubts or doubt.order < self.doubts[key].order:
+            self.doubts[key] = doubt
 
     def end(self, outcome: Outcome, state: State, weight: Fraction) -> None:
         """The packet's way ends here."""
@@ -185,26 +196,37 @@ class _Journey:
         weights = self._pass("PREROUTING", weights, "lo", "", frozenset({"nat"}))
         self._arrive(self._pass("INPUT", weights, "lo", "", frozenset({"nat"})))
 
+    def _routable(self, weights: Weights) -> Weights:
+        """Packets but for those that were translated to 0.0.0.0: the kernel drops them (`martian destination`)."""
+        for state in [state for state in weights if state.translated and self._is_nowhere(state)]:
+            self.end(Outcome(Fate.DROPPED), state, weights.pop(state))
+        return weights
+
+    def _is_nowhere(self, state: State) -> bool:
+        return self.simulator.family is Family.IPV4 and state.destination == 0
+
     def _route(self, weights: Weights, here: Way, on: Way) -> None:
         """Send what is for the host itself one way, and what isn't the other.
 
-        Where that isn't known, an outcome is only known if it is the same either way.
+        Where that isn't known, both ways.
         """
-        ways: dict[bool | None, Weights] = {True: {}, False: {}, None: {}}
+        family, host = self.simulator.family, self.simulator.host
+        ways: dict[bool, Weights] = {True: {}, False: {}}
         for state, weight in weights.items():
-            ways[self.simulator.host.is_local(state.destination, self.simulator.family)][state] = weight
+            # What the host itself sends to 0.0.0.0 it delivers to itself: `ip_route_output_key_hash_rcu`.
+            local = self._is_nowhere(state) or host.is_local(state.destination, family)
+            key = ("local", state.destination)
+            if local is None:
+                local = implied(state.assumed, key)
+            if local is not None:
+                _add(ways[local], state, weight)
+                continue
+            detail = f"whether {text(state.destination, family)} is an address of the host"
+            self.note(key, Doubt((-1, 0, "", 0), detail, state.trail))
+            for answer, way in ways.items():
+                _add(way, state._replace(assumed=(*state.assumed, (key, answer))), weight)
         here(ways[True])
         on(ways[False])
-        for state, weight in ways[None].items():
-            ended, self.ended = self.ended, []
-            here({state: weight})
-            taken, self.ended = self.ended, []
-            on({state: weight})
-            if _outcomes(taken) != _outcomes(self.ended):
-                address = text(state.destination, self.simulator.family)
-                detail = f"whether {address} is an address of the host"
-                self.ended = [(Outcome(Fate.UNKNOWN, detail=detail), state, weight)]
-            self.ended = ended + self.ended
 
     def _pass(
         self,
@@ -217,7 +239,8 @@ class _Journey:
         """Pass the tables of one hook; returns what goes on behind it."""
         for table in _TABLES_OF[hook]:
             if weights and self.simulator.chain(table, hook) is not None and table not in passed_over:
-                scene = Scene(self.packet, self.simulator.host, table, hook, in_interface, out_interface, self.known)
+                host, marks = self.simulator.host, self.simulator.marks.packet
+                scene = Scene(self.packet, host, table, hook, in_interface, out_interface, self.known, marks)
                 weights = self._pass_table(scene, weights)
         return weights
 
@@ -238,7 +261,7 @@ class _Journey:
             for state, weight in at_end.items():
                 self.end(Outcome(Fate.DROPPED), visit.traced(step, state), weight)
         _merge(visit.accepted, untranslatable)
-        return visit.accepted
+        return joined(visit.accepted)
 
 
 def _outcomes(ends: Sequence[tuple[Outcome, State, Fraction]]) -> Mapping[Outcome, Fraction]:
@@ -269,16 +292,17 @@ class _Visit:
             on, passed = self._counted(on, position - passed), position
             rule = chain.rule(position)
             asked = [state for state in on if rule.quick is None or rule.quick(state, self.scene) is not False]
+            step = Step(self.table, self.scene.hook, name, position, rule.text)
             for state, weight in [(state, on.pop(state)) for state in asked]:
-                step = Step(self.table, self.scene.hook, name, position, rule.text)
                 for stays, returns in self._cases(step, rule, state, weight):
                     _merge(on, stays)
                     _merge(back, returns)
+            on = joined(on) if self.journey.doubts else on
             if self.journey.traced and len(on) + len(back) + len(self.journey.ended) > MOST_WAYS:
                 raise WaysError(f"{self.table} {name}: more than {MOST_WAYS} ways lead up to rule {position}")
         self._above.pop()
         _merge(back, self._counted(on, len(chain) - passed))
-        return back
+        return joined(back)
 
     def _strand(self, name: str, weights: Weights) -> None:
         """End the way of packets that no chain of this name can take."""
@@ -300,26 +324,17 @@ class _Visit:
 
     def _cases(self, step: Step, rule: KernelRule, state: State, weight: Fraction) -> Iterator[tuple[Weights, Weights]]:
         """What comes of asking a rule: what goes on behind it, and what leaves the chain for its caller."""
-        for truth, after, part in rule.ask(state, weight, self.scene):
+        for truth, after, part in rule.ask(state, weight, self.scene, step[:4]):
             if not part:
                 continue
-            if truth is False or (truth is None and self._is_idle(rule, after)):
+            for key, _ in after.assumed[len(state.assumed) :]:
+                self.journey.note(key, Doubt.of(step, self.traced(step, state).trail))
+            if truth is False:
                 yield {after: part}, {}
             elif truth is None:
                 self._lost(step, after, part)
             else:
                 yield self._act(step, rule, self.traced(step, after), part)
-
-    def _is_idle(self, rule: KernelRule, state: State) -> bool:
-        """Whether it makes no difference if this packet matches: behind the rule it is where and what it was."""
-        if rule.target in TARGETS or rule.parsed.goto:
-            return rule.target in SILENT
-        aside = _Journey(self.journey.simulator, self.journey.packet, self.journey.known, traced=False)
-        visit = _Visit(aside, self.scene)
-        visit._above = [*self._above]
-        bare = state._replace(trail=None, examined=0)
-        back = visit.chain(rule.target, {bare: Fraction(1)})
-        return back == {bare: 1} and not visit.accepted and not aside.ended
 
     def _act(self, step: Step, rule: KernelRule, state: State, weight: Fraction) -> tuple[Weights, Weights]:
         """Carry out a rule's target."""
@@ -336,10 +351,11 @@ class _Visit:
             changed = change(rule, state, self.scene)
             if changed is None:
                 self._lost(step, state, weight)
-            elif target in GOES_ON:
+                return {}, {}
+            changed = self.journey.simulator.marks.that_count(changed)
+            if target in GOES_ON:
                 return {changed: weight}, {}
-            else:
-                _add(self.accepted, changed, weight)
+            _add(self.accepted, changed, weight)
         elif self.journey.simulator.chain(self.table, target) is None:
             self._lost(step, state, weight)
         else:

@@ -1,10 +1,17 @@
 """A packet on its way: what changes of it, what stays the same meanwhile, and the steps that it took."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from kpx.analysis.packet import Host, Packet
+from kpx.netfilter.options import WORD
+
+Key = tuple[Hashable, ...]
+"""A question whose answer isn't known, such as `("-i", "docker0")`: asked twice, it has the same answer."""
+
+Assumed = tuple[tuple[Key, bool], ...]
+"""Answers that are assumed, in the order in which they were asked for."""
 
 
 class State(NamedTuple):
@@ -12,6 +19,7 @@ class State(NamedTuple):
 
     `masqueraded` says that its source was replaced. `tracked` is false behind `CT --notrack`. `connmark` is the mark of
     its connection. `noted` are the lists of xt_recent that it put its sender on, `forgotten` those it took it off.
+    `assumed` are the answers to what isn't known with which it got here.
     `trail` and `examined`, the number of rules it was compared with, are only kept for packets that are traced.
     """
 
@@ -25,6 +33,7 @@ class State(NamedTuple):
     connmark: int = 0
     noted: frozenset[str] = frozenset()
     forgotten: frozenset[str] = frozenset()
+    assumed: Assumed = ()
     trail: "Trail | None" = None
     examined: int = 0
 
@@ -54,7 +63,7 @@ class Scene:
     """What stays the same while a packet is in one table of one hook.
 
     An interface is None if it isn't known, and empty where there is none. `known` tells how many seconds ago the
-    sender was last put on lists of xt_recent.
+    sender was last put on lists of xt_recent, `marks` the bits of marks that rules ask for.
     """
 
     packet: Packet
@@ -64,6 +73,7 @@ class Scene:
     in_interface: str | None
     out_interface: str | None
     known: Mapping[str, float]
+    marks: int = WORD
 
     def conntrack_state(self, state: State) -> str:
         """What `--ctstate` finds. Conntrack comes behind raw, but what comes in through lo it saw on its way out."""

@@ -6,6 +6,7 @@ from kpx.analysis.chain import KernelRule
 from kpx.analysis.packet import Fate, Outcome, number
 from kpx.analysis.state import Scene, State
 from kpx.family import Family
+from kpx.netfilter.destination import Destination, destination_of
 from kpx.netfilter.options import Option
 
 SILENT = frozenset(
@@ -62,7 +63,7 @@ def _connmark(rule: KernelRule, state: State, scene: Scene) -> State | None:
         return state._replace(connmark=(state.connmark & ~of_connection) ^ (state.mark & of_packet))
     if "--restore-mark" in options and scene.packet.state == "NEW":
         return state._replace(mark=(state.mark & ~of_packet) ^ (state.connmark & of_connection))
-    return None
+    return state if "--restore-mark" in options and not (of_packet | of_connection) & scene.marks else None
 
 
 def _xmark(mark: int, value: str) -> int:
@@ -79,14 +80,14 @@ def _untracked(rule: KernelRule, state: State, scene: Scene) -> State | None:
 
 
 def _dnat(rule: KernelRule, state: State, scene: Scene) -> State | None:
-    match rule.parsed.target_options:
-        case (Option("--to-destination", (value,)),) | (
-            Option("--persistent"),
-            Option("--to-destination", (value,)),
-        ):
-            host, port = _address_and_port(value)
-            return state._replace(destination=number(host), port=int(port or state.port), translated=True)
-    return None
+    """xt_nat: what isn't given stays. Of one address and port, neither --random nor --persistent changes anything."""
+    to = destination_of(rule.parsed.target_options)
+    if to is None or "-" in to.port:
+        return None
+    destination = number(to.address) if to.address else state.destination
+    if destination == 0 and scene.packet.family is Family.IPV6:
+        return None
+    return state._replace(destination=destination, port=int(to.port or state.port), translated=True)
 
 
 def _redirect(rule: KernelRule, state: State, scene: Scene) -> State | None:
@@ -100,18 +101,8 @@ def _redirect(rule: KernelRule, state: State, scene: Scene) -> State | None:
 
 def _snat(rule: KernelRule, state: State, scene: Scene) -> State | None:
     values = [option.values[0] for option in rule.parsed.target_options if option.name == "--to-source"]
-    source = number(_address_and_port(values[0])[0]) if len(values) == 1 and "-" not in values[0] else None
+    source = number(Destination.parsed(values[0]).address) if len(values) == 1 and "-" not in values[0] else None
     return state._replace(source=source, masqueraded=True)
-
-
-def _address_and_port(value: str) -> tuple[str, str]:
-    if value.startswith("["):
-        host, _, port = value[1:].partition("]")
-        return host, port.removeprefix(":")
-    if value.count(":") > 1:
-        return value, ""
-    host, _, port = value.partition(":")
-    return host, port
 
 
 def change(rule: KernelRule, state: State, scene: Scene) -> State | None:

@@ -18,7 +18,7 @@ class FindingReport(Part):
     """One thing that is wrong."""
 
     check: str = Field(description="which check found it: a word for programs")
-    severity: Literal["error", "warning"]
+    severity: Literal["error", "warning", "note"]
     table: str
     chain: str
     position: int = Field(description="the rule's place in its chain, counted from 1; 0 for the chain as a whole")
@@ -44,8 +44,8 @@ class Verification(Part):
 
     @property
     def sound(self) -> bool:
-        """Whether nothing was found."""
-        return not any(one.findings for one in self.verified)
+        """Whether nothing is wrong; notes are nothing wrong."""
+        return all(one.severity == "note" for report in self.verified for one in report.findings)
 
 
 class ShareReport(OutcomeReport):
@@ -79,7 +79,8 @@ def rules_report(rules: str, family: Family, count: int, findings: Sequence[Find
 
 
 def _shown(one: Finding) -> dict[str, object]:
-    return {key: printable(str(value)) if isinstance(value, str) else value for key, value in asdict(one).items()}
+    fields = {**asdict(one), "advice": one.advice.words}
+    return {key: printable(str(value)) if isinstance(value, str) else value for key, value in fields.items()}
 
 
 def equivalence_report(

@@ -32,6 +32,8 @@ from kpx.sources.manifests import SUFFIXES
 
 log = logs.get_logger()
 
+STDIN = Path("-")
+
 Found = Mapping[str, Sequence[Difference]]
 Differences = Annotated[
     Mapping[Family, Found],
@@ -59,6 +61,8 @@ def command(
 ) -> None:
     """Compare rules with what manifests ask for. Prints, per Service, what is missing, extra or changed."""
     form = "json" if as_json else form
+    if against == STDIN and str(STDIN) in files:
+        raise KpxError("--against - and -f -: standard input can be read only once")
     inputs = read_inputs(files, node, config_file, layout or Layout.TREE, keep_going)
     families = FAMILIES[family]
     if against is not None and _are_manifests(against):
@@ -114,7 +118,8 @@ def _tell_of_counters(inputs: Inputs, live: Mapping[Family, Saved], liberal: boo
 
 def _read_dump(path: Path) -> Saved:
     try:
-        return parse_save(path.read_text("utf-8", "surrogateescape"))
+        data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+        return parse_save(data.decode("utf-8", "surrogateescape"))
     except OSError as error:
         raise KpxError(f"{path}: {error.strerror}") from error
     except SaveError as error:

@@ -1,6 +1,6 @@
 """`kpx explain`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import click
@@ -15,7 +15,7 @@ from kpx.cli.output import json_text, page, put, share
 from kpx.cli.rules import Held, RuleSource, with_rules
 from kpx.errors import InputError
 from kpx.explain.explain import explain
-from kpx.explain.report import EndpointReport, Explanation, ServicePortReport, UseReport, WayReport
+from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport, UseReport, WayReport
 from kpx.explain.rules_alone import explain_rules
 from kpx.explain.world import World
 from kpx.family import Family, host_port
@@ -81,16 +81,41 @@ def _print(out: Console, found: Explanation, shown: int) -> None:
 
 def _print_findings(out: Console, found: Explanation) -> None:
     """What is wrong comes first, each thing once, with the ports that it concerns unless it is all."""
-    for one in found.every_finding:
-        ports = [f"{port.name} ({port.family})" for port in found.ports if one in port.findings]
-        whom = f"{', '.join(ports)}: " if 0 < len(ports) < len(found.ports) else ""
+    for some in _paragraphs(found.every_finding):
         out.print()
-        put(out, Text.assemble(("! ", "bold yellow"), whom, one.what), 0, 2)
-        if one.advice:
-            put(out, Text.assemble(("What to do: ", "bold"), one.advice), 2, 2)
-    if not found.every_finding:
+        sign = ("! ", "bold yellow") if some[0].wrong else ("· ", "bold cyan")
+        put(out, Text.assemble(sign, " ".join(f"{_whom(found, one)}{one.what}" for one in some)), 0, 2)
+        advice = " ".join(dict.fromkeys(one.advice for one in reversed(some) if one.advice))
+        if advice:
+            put(out, Text.assemble(("What to do: ", "bold"), advice), 2, 2)
+    if not any(one.wrong for one in found.every_finding):
         out.print()
-        put(out, Text("Nothing is wrong with it, as far as can be seen here.", "green"))
+        # Without manifests nobody can say that what is refused should be.
+        if found.is_open:
+            what = "No fault is seen; but what becomes of some packets can't be known here."
+        elif found.refuses and not found.node:
+            what = "Its rules refuse what they are to refuse, as far as can be seen here."
+        else:
+            what = "Nothing is wrong with it, as far as can be seen here."
+        put(out, Text(what, "green"))
+
+
+_DEVIATIONS = ("packets-differ", "rules-differ")
+
+
+def _paragraphs(findings: Iterable[Finding]) -> Iterator[Sequence[Finding]]:
+    """What to tell in one breath: what packets suffer from rules that differ, and which rules these are."""
+    every = sorted(findings, key=lambda one: not one.wrong)
+    differ = [one for code in _DEVIATIONS for one in every if one.code == code]
+    if differ:
+        yield differ
+    yield from ([one] for one in every if one not in differ)
+
+
+def _whom(found: Explanation, one: Finding) -> str:
+    """Whom a finding concerns, unless it is all."""
+    ports = [f"{port.name} ({port.family})" for port in found.ports if one in port.findings]
+    return f"{', '.join(ports)}: " if 0 < len(ports) < len(found.ports) else ""
 
 
 def _print_port(out: Console, port: ServicePortReport, shown: int) -> None:
@@ -117,8 +142,15 @@ def _remarks(port: ServicePortReport) -> Iterator[str]:
     if port.local_weight:
         yield f"Endpoints on this node count {port.local_weight} % more."
     yield from _affinity(port)
-    if port.source_ranges:
+    if port.source_ranges and not _is_open_to_all(port):
         yield f"The load balancer's addresses are for {', '.join(port.source_ranges)} only."
+
+
+def _is_open_to_all(port: ServicePortReport) -> bool:
+    """Whether somebody outside of the source ranges gets to an endpoint by a load balancer's address."""
+    addresses = {way.address for way in port.ways if way.kind == "load balancer IP"}
+    uses = (use for way in port.ways if way.address in addresses for use in way.uses)
+    return any(out.fate == "translated" for use in uses if use.sender == "elsewhere outside" for out in use.outcomes)
 
 
 def _affinity(port: ServicePortReport) -> Iterator[str]:
@@ -151,13 +183,13 @@ def _print_way(out: Console, way: WayReport) -> None:
 def _becomes(use: UseReport) -> tuple[str, ...]:
     """What becomes of packets, in lines: endpoints that are equally likely in one."""
     groups: dict[str, list[OutcomeReport]] = {}
-    for one in use.outcomes:
-        groups.setdefault(_end(one), []).append(one)
+    for one, stopped in zip(use.outcomes, use.stopped, strict=True):
+        groups.setdefault(_end(one, stopped), []).append(one)
     lines = []
     for end, some in groups.items():
         shares = sorted({share(one.exact) for one in some})
         total = sum((Fraction(one.exact) for one in some), Fraction(0))
-        if some[0].fate != "translated":
+        if any(stopped for one, stopped in zip(use.outcomes, use.stopped, strict=True) if one is some[0]):
             lines.append(end if total == 1 else f"{end}: {share(total)}")
         elif len(some) == 1:
             lines.append(f"{shares[0]} {some[0].destination}{end}" if total != 1 else f"{some[0].destination}{end}")
@@ -173,16 +205,11 @@ def _becomes(use: UseReport) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _end(one: OutcomeReport) -> str:
-    if one.fate == "translated":
-        return ", masqueraded" if one.masqueraded else ""
-    words = {
-        "untouched": "not translated, no rule leads to an endpoint",
-        "rejected": f"rejected ({one.detail})",
-        "dropped": "dropped",
-        "unknown": f"can't be known: {one.detail}",
-    }
-    return words[one.fate]
+def _end(one: OutcomeReport, stopped: str) -> str:
+    """What becomes of packets; of those that get to an endpoint, how."""
+    if stopped:
+        return stopped
+    return ", masqueraded" if one.masqueraded else ""
 
 
 def _print_endpoints(out: Console, endpoints: Sequence[EndpointReport], shown: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kpx import logs
 from kpx.api import KubeProxyConfiguration, Object, parse_config
+from kpx.cli.nodes import unknown_node
 from kpx.compiler.compile import Layout, Target, compile_sound
 from kpx.errors import InputError, KpxError, Problem
 from kpx.family import Family
@@ -86,6 +87,8 @@ def read_inputs(
     for problem in (problem for one in loaded.objects for problem in misread(one)):
         log.warning(str(problem))
     name = node_name(node, config)
+    if not (node or config.hostname_override) and (warning := unknown_node(loaded.objects, name)):
+        log.warning(warning)
     return Inputs(loaded.objects, loaded.problems, config, name, Layout(layout), keep_going)
 
 

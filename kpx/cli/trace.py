@@ -200,7 +200,7 @@ def _print_step(out: Console, steps: Sequence[StepReport], at: int, indent: int)
         note = step.comment
     elif step.target_name:
         note = step.target_name
-    if _is_chain(target) and not (at + 1 < len(steps) and steps[at + 1].chain == target):
+    if step.position and _is_chain(target) and not (at + 1 < len(steps) and steps[at + 1].chain == target):
         note = f"{note}; nothing there matches" if note else "nothing there matches"
     words = Text.assemble(("→ ", "green"), step.action or "goes on", (f"  ({note})" if note else "", "magenta"))
     put(out, words, indent + 2)

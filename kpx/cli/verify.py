@@ -25,6 +25,7 @@ from kpx.cli.options import FAMILIES
 from kpx.cli.output import json_text, page, place_of, put, share
 from kpx.cli.rules import RuleSource, with_rules
 from kpx.errors import KpxError
+from kpx.explain.unaccepted import unaccepted
 from kpx.family import Family
 from kpx.netfilter.backend import available
 from kpx.netfilter.reading import read_tables
@@ -64,8 +65,9 @@ def _families(sources: tuple[RuleSource, ...], asked: str | None) -> tuple[Famil
 
 def _verified(source: RuleSource, family: Family) -> RulesReport:
     held = source.held(family)
-    tables = Tables(held.simulator.tables, family)
-    found = [*(_two_backends(family) if source.is_live else ()), *findings(tables)]
+    host = held.simulator.host
+    tables = Tables(held.simulator.tables, family, host.addresses(family) if host.known else None)
+    found = [*(_two_backends(family) if source.is_live else ()), *findings(tables), *unaccepted(held.simulator)]
     return rules_report(held.origin, family, len(tables), found)
 
 
@@ -81,7 +83,7 @@ def _two_backends(family: Family) -> Iterator[Finding]:
 def _print_findings(out: Console, report: RulesReport) -> None:
     for one in report.findings:
         place = f"{one.table} {one.chain}" + (f" {one.position}" if one.position else "")
-        colour = "red" if one.severity == "error" else "yellow"
+        colour = {"error": "red", "warning": "yellow", "note": "cyan"}[one.severity]
         put(out, Text.assemble((f"{one.severity} ", colour), (place, "bold"), f"  {one.owner}" if one.owner else ""))
         put(out, Text(f"{one.message}  ({one.check})"), 2, 2)
         if one.rule:
@@ -92,9 +94,11 @@ def _print_findings(out: Console, report: RulesReport) -> None:
 
 
 def _summary(found: tuple[FindingReport, ...]) -> str:
-    counts = {name: sum(one.severity == name for one in found) for name in ("error", "warning")}
+    counts = {name: sum(one.severity == name for one in found) for name in ("error", "warning", "note")}
     words = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
-    return " and ".join(words) or "nothing wrong"
+    if not counts["error"] and not counts["warning"]:
+        words.insert(0, "nothing wrong")
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 # ---- equivalence ----

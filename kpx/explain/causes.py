@@ -113,6 +113,8 @@ def of_port(world: World, service: api.Service, port: ServicePort) -> Iterator[F
         yield from _no_endpoints(world, service, port)
     yield from _node_port(world, port)
     yield from _source_ranges(world, service, port)
+    yield from _undone_ranges(port)
+    yield from _own_addresses(world, port)
 
 
 def _taken(world: World, port: ServicePort) -> Iterator[Finding]:
@@ -386,6 +388,40 @@ def _source_ranges(world: World, service: api.Service, port: ServicePort) -> Ite
             "the load balancer's addresses.",
             advice="Add a range of this family.",
         )
+
+
+def _undone_ranges(port: ServicePort) -> Iterator[Finding]:
+    """External IPs come first: of one that is a load balancer's address, too, the source ranges bind nobody."""
+    twice = sorted(set(port.external_ips) & set(port.load_balancer_ips))
+    if twice and port.source_ranges:
+        yield Finding(
+            code="ranges-undone",
+            what=f"spec.externalIPs holds {', '.join(twice)}, which the load balancer has, too: that opens it to "
+            "everybody, and loadBalancerSourceRanges binds nobody there (as with kube-proxy: kubernetes/kubernetes "
+            "#114815).",
+            advice=f"Take {', '.join(twice)} out of spec.externalIPs.",
+        )
+
+
+def _own_addresses(world: World, port: ServicePort) -> Iterator[Finding]:
+    """Addresses of nodes that a Service asks for, or was given: its ports there are the Service's, and no program's."""
+    whose = {one.address: node.metadata.name for node in world.nodes() for one in node.status.addresses}
+    whose |= dict.fromkeys(world.prepared.settings.node.addresses, world.node_name)
+    for field, addresses in (
+        ("spec.externalIPs", port.external_ips),
+        ("status.loadBalancer.ingress", port.load_balancer_ips),
+    ):
+        for address in (one for one in dict.fromkeys(addresses) if one in whose):
+            is_asked = field == "spec.externalIPs"
+            yield Finding(
+                code="own-address",
+                what=f"{field} holds {address}, an address of the node {whose[address]} itself: whoever connects to "
+                f"port {port.port} of that node gets to this Service, and not to what listens there.",
+                advice=f"If that isn't meant, take it out of {field}; a node port opens a port of every node."
+                if is_asked
+                else "So do load balancers that run on the nodes (k3s' servicelb, for instance).",
+                wrong=is_asked,
+            )
 
 
 def not_used(world: World, port: ServicePort) -> Mapping[Endpoint, str]:

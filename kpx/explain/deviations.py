@@ -6,6 +6,7 @@ from fractions import Fraction
 from kpx.analysis.packet import Fate, Outcome, Packet
 from kpx.analysis.simulate import WaysError
 from kpx.explain.report import Finding
+from kpx.explain.stopped import who
 from kpx.explain.ways import Sender, Way
 from kpx.explain.world import World
 from kpx.printable import printable
@@ -35,25 +36,59 @@ def _words(one: Difference) -> str:
 
 
 def of_packets(world: World, ways: Sequence[Way], senders: Sequence[Sender]) -> Iterator[Finding]:
-    """Packets that meet something else than they should. Who meets the same is told of in one finding."""
+    """Packets that meet something else than they should: all in one finding, who meets the same in one sentence."""
     if world.actual is None:
         return
-    met: dict[tuple[str, str, str], list[str]] = {}
+    met: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for way in ways:
         for sender in senders:
             packet = sender.packet(way)
             actual, desired = world.actual.outcomes(packet), world.desired.outcomes(packet)
             if not _same(actual, desired):
                 place = f"{way.kind} {way.address}:{way.port}"
-                key = (_said(actual), _said(desired), _decisive(world, packet, desired))
-                met.setdefault(key, []).append(f"from {sender.words} to the {place}")
-    for (now, wanted, rule), who in met.items():
-        some = " and ".join(who[:2]) + (f" and {len(who) - 2} other kinds" if len(who) > 2 else "")
+                key = _contrast(actual, desired), _decisive(world, packet, desired)
+                met.setdefault((*key[0], key[1]), {}).setdefault(place, []).append(sender.words)
+    if met:
+        sentences = [
+            f"Packets {who(places)} are {now}{rule}; they should be {wanted}."
+            for (now, wanted, rule), places in met.items()
+        ]
         yield Finding(
             code="packets-differ",
-            what=f"Packets {some} are {now}{rule}; they should be {wanted}.",
+            what=" ".join(sentences),
             advice="`kpx trace` shows the way of such a packet step by step.",
         )
+
+
+def _contrast(actual: Mapping[Outcome, Fraction], desired: Mapping[Outcome, Fraction]) -> tuple[str, str]:
+    """What is and what should be, in words that differ."""
+    arrive = {one.fate for one in desired} == {Fate.TRANSLATED}
+    if arrive and not any(one.fate is Fate.TRANSLATED for one in actual):
+        # To whom nothing gets, it doesn't matter how it should have got there.
+        desired = {Outcome(Fate.TRANSLATED, place): Fraction(1) for place in {one.destination for one in desired}}
+    now, wanted = _said(actual), _said(desired)
+    if now != wanted:
+        return now, wanted
+    places = sorted({one.destination for one in (*actual, *desired)})
+    odd = [place for place in places if _at(actual, place) != _at(desired, place)]
+    return (
+        "sent " + ", ".join(f"{_at(actual, place)} to {place}" for place in odd[:_SHOWN]),
+        ", ".join(f"{_at(desired, place)} to {place}" for place in odd[:_SHOWN]),
+    )
+
+
+def _at(outcomes: Mapping[Outcome, Fraction], place: str) -> str:
+    """How packets get to one place: which share, and with which source."""
+    some = {one.masqueraded: share for one, share in outcomes.items() if one.destination == place}
+    parts = [f"{_share(share)}{' masqueraded' if hidden else ''}" for hidden, share in sorted(some.items())]
+    return " and ".join(parts) or "never"
+
+
+def _share(share: Fraction) -> str:
+    plain = share.limit_denominator(10_000)
+    return (
+        "always" if plain == 1 else str(plain) if abs(plain - share) < Fraction(1, 1 << 20) else f"{float(share):.4f}"
+    )
 
 
 def _same(one: Mapping[Outcome, Fraction], other: Mapping[Outcome, Fraction]) -> bool:

@@ -1,7 +1,7 @@
 """The answer to a question about a Service, an address, a node port, a pod or a chain, from objects and rules."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
@@ -16,6 +16,7 @@ from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePort
 from kpx.explain.ways import Sender, Way, senders, way_report
 from kpx.explain.world import World
 from kpx.family import Family, host_port
+from kpx.model.balance import Balance
 from kpx.model.endpoint import port_names, takes_over
 from kpx.model.rights import claims_of
 from kpx.model.service import ServicePort, ServicePortName
@@ -194,6 +195,8 @@ def _port(world: World, service: api.Service, port: ServicePort) -> ServicePortR
     findings += deviations.of_packets(world, ways, (*who, *_to_itself(world, port)))
     digest = names.port_hash(port.name)
     chains = [f"KUBE-{kind}-{digest}" for kind in names.KINDS]
+    reports = [way_report(world.simulator, way, who) for way in ways]
+    met = {out.destination for way in reports for use in way.uses for out in use.outcomes}
     return ServicePortReport(
         name=str(port.name),
         family=world.family,
@@ -204,10 +207,18 @@ def _port(world: World, service: api.Service, port: ServicePort) -> ServicePortR
         balance=port.balancing.balance,
         local_weight=port.balancing.local_weight,
         source_ranges=tuple(dict.fromkeys(port.source_ranges)),
-        ways=[way_report(world.simulator, way, who) for way in ways],
-        endpoints=list(_endpoints(world, port)),
+        ways=reports,
+        endpoints=[_as_met(world, port, one, met) for one in _endpoints(world, port)],
         findings=findings,
     )
+
+
+def _as_met(world: World, port: ServicePort, one: EndpointReport, met: Collection[str]) -> EndpointReport:
+    """An endpoint as the rules have it that are there: where none of the packets gets to it, it takes no part."""
+    by_source = port.balancing.balance == Balance.SOURCE_HASH  # these packets have few sources: others go elsewhere
+    if world.actual is None or not one.takes_part or one.address in met or by_source or one.weight == 0:
+        return one
+    return one.model_copy(update={"takes_part": False, "why_not": "should take part; none of these packets gets there"})
 
 
 def _ways(world: World, port: ServicePort) -> Iterator[Way]:

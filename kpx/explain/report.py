@@ -14,6 +14,7 @@ class Finding(Part):
     code: str = Field(description="what it is, in one word for programs: no-pods, none-ready, vip-taken, …")
     what: str
     advice: str = Field(description="what to do, empty if nothing needs to be done")
+    wrong: bool = Field(default=True, description="false for what is as it should be, and worth knowing")
 
 
 class UseReport(Part):
@@ -23,6 +24,9 @@ class UseReport(Part):
     packet: str = Field(description="an example, as `kpx trace` takes it")
     origin: str = Field(description="pod, outside or node: the option --from of `kpx trace`")
     outcomes: Sequence[OutcomeReport]
+    stopped: Sequence[str] = Field(
+        description="for each outcome what keeps the packet from an endpoint, in words; empty where nothing does"
+    )
 
 
 class WayReport(Part):
@@ -78,3 +82,14 @@ class Explanation(Part):
         """All findings, those that concern no single port first, each once."""
         found = (*self.findings, *(one for port in self.ports for one in port.findings))
         return tuple(dict.fromkeys(found))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can't be known what becomes of packets of some sender."""
+        uses = (use for port in self.ports for way in port.ways for use in way.uses)
+        return any(one.fate == "unknown" for use in uses for one in use.outcomes)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether packets of some sender don't get to an endpoint."""
+        return any(any(use.stopped) for port in self.ports for way in port.ways for use in way.uses)

@@ -9,6 +9,7 @@ from kpx.analysis.notation import parse_place, parse_port
 from kpx.analysis.simulate import Simulator
 from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
+from kpx.explain.stopped import of_stops
 from kpx.explain.ways import Sender, Way, senders, way_report
 from kpx.model.balance import Balance
 from kpx.netfilter.names import MARK_DROP, MARK_MASQ, ours
@@ -65,6 +66,16 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
     if not about:
         raise KpxError(f"these rules tell nothing of {excerpt(asked)}")
     return Explanation(asked=asked, about=about, rules=rules, node="", findings=list(findings), ports=ports)
+
+
+def trials(simulator: Simulator, most: int) -> Iterator[tuple[Way, Sender]]:
+    """Ways to Services that have endpoints, each with everybody who may use it; of so many service ports at most."""
+    served = [one for one in _services(simulator).values() if one.endpoints]
+    for one in served[:most]:
+        who = _senders(simulator, one, *_sources(one))
+        for (address, port), kind in one.ways.items():
+            if address:
+                yield from ((Way(kind, address, port, one.protocol), sender) for sender in who)
 
 
 # ---- reading ----
@@ -184,12 +195,13 @@ def _names(some: Iterable[_Found]) -> str:
 
 def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
     rules = [rule for chain in one.chains.values() for rule in chain]
-    ranges = [m[1] for name, some in one.chains.items() if "-FW-" in name for rule in some if (m := _RANGE.match(rule))]
-    pods = next((match[1] for rule in (*rules, *one.marks) if (match := _PODS.match(rule))), "")
+    pods, ranges = _sources(one)
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
     who = _senders(simulator, one, pods, ranges)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
-    reports = [way_report(simulator, way, who) for way in ways if way.address]
+    places = frozenset(one.endpoints.values()) or None
+    told = [way for way in ways if way.address]
+    reports = [way_report(simulator, way, who, places) for way in told]
     balance = next((mode for mode, sign in _SIGNS.items() if any(sign in rule for rule in rules)), "random")
     met = {out.destination for way in reports for use in way.uses for out in use.outcomes}
     if balance == Balance.SOURCE_HASH:  # these packets have few sources: others go elsewhere
@@ -216,8 +228,15 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
             )
             for place in sorted(set(one.endpoints.values()))
         ],
-        findings=list(_findings(one, ways, simulator)),
+        findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who, places)],
     )
+
+
+def _sources(one: _Found) -> tuple[str, Sequence[str]]:
+    """What tells pods, as a rule asks for them, and the source ranges of a load balancer."""
+    rules = [rule for chain in one.chains.values() for rule in chain]
+    ranges = [m[1] for name, some in one.chains.items() if "-FW-" in name for rule in some if (m := _RANGE.match(rule))]
+    return next((match[1] for rule in (*rules, *one.marks) if (match := _PODS.match(rule))), ""), ranges
 
 
 def _own(simulator: Simulator) -> str:
@@ -250,6 +269,18 @@ def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterato
             "to its node port isn't told.",
             advice="Give the node's addresses by --node-address.",
         )
+    own = set(simulator.host.addresses(simulator.family))
+    for way in ways:
+        if way.address in own and way.kind in ("external IP", "load balancer IP"):
+            yield Finding(
+                code="own-address",
+                what=f"The {way.kind} {way.address} is an address of this node itself: whoever connects to its port "
+                f"{way.port} gets to this Service, and not to what listens there.",
+                advice="If that isn't meant, take it out of the Service; a node port opens a port of every node."
+                if way.kind == "external IP"
+                else "So do load balancers that run on the nodes (k3s' servicelb, for instance).",
+                wrong=way.kind == "external IP",
+            )
     missing = {target for rules in one.chains.values() for rule in rules if (target := target_of(rule))}
     gone = sorted(t for t in missing if ours(t) and t not in simulator.tables.get("nat", {}))
     if gone:

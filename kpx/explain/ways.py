@@ -1,6 +1,6 @@
 """Who can use a way in, and what becomes of them: packets of each kind of sender, sent through the rules."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -9,6 +9,7 @@ from kpx.analysis.packet import Origin, Packet
 from kpx.analysis.report import outcome_reports
 from kpx.analysis.simulate import Simulator
 from kpx.explain.report import UseReport, WayReport
+from kpx.explain.stops import stops
 from kpx.family import Family, host_port
 from kpx.model.node import contains
 
@@ -105,23 +106,29 @@ def _outside(family: Family, networks: Sequence[str], taken: Iterable[str]) -> s
     return next(free, "")
 
 
-def way_report(simulator: Simulator, way: Way, some: Iterable[Sender]) -> WayReport:
-    """What becomes of packets of these senders that use a way in."""
+def way_report(
+    simulator: Simulator, way: Way, some: Iterable[Sender], endpoints: Collection[str] | None = None
+) -> WayReport:
+    """What becomes of packets of these senders that use a way in; `endpoints` as in `stops`."""
     return WayReport(
         kind=way.kind,
         address=way.address,
         port=way.port,
         policy=way.policy,
-        uses=[_use(simulator, way, sender) for sender in some],
+        uses=[_use(simulator, way, sender, endpoints) for sender in some],
     )
 
 
-def _use(simulator: Simulator, way: Way, sender: Sender) -> UseReport:
+def _use(simulator: Simulator, way: Way, sender: Sender, endpoints: Collection[str] | None) -> UseReport:
     packet = sender.packet(way)
     place = host_port(way.address, way.port) if way.protocol in WITH_PORTS else way.address
+    outcomes = simulator.outcomes(packet)
+    kept = stops(simulator, packet, endpoints)
+    order = sorted(outcomes, key=lambda one: (-outcomes[one], one))
     return UseReport(
         sender=sender.words,
         packet=f"{way.protocol} {sender.address} -> {place}",
         origin=sender.origin.value,
-        outcomes=outcome_reports(simulator.outcomes(packet)),
+        outcomes=outcome_reports(outcomes),
+        stopped=[kept[one].brief(one) if one in kept else "" for one in order],
     )

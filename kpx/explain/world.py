@@ -81,8 +81,7 @@ class World:
     @cached_property
     def node(self) -> api.Node | None:
         """This node's object."""
-        nodes = (one for one in self.objects if isinstance(one, api.Node))
-        return next((one for one in nodes if one.metadata.name == self.node_name), None)
+        return next((one for one in self.nodes() if one.metadata.name == self.node_name), None)
 
     def endpoints(self, name: ServicePortName) -> Endpoints:
         """All endpoints of a service port, those that don't take part too."""
@@ -95,6 +94,10 @@ class World:
     def services(self) -> Iterator[api.Service]:
         """All Services."""
         return (one for one in self.objects if isinstance(one, api.Service))
+
+    def nodes(self) -> Iterator[api.Node]:
+        """All Nodes."""
+        return (one for one in self.objects if isinstance(one, api.Node))
 
     def slices(self) -> Iterator[api.EndpointSlice]:
         """All EndpointSlices."""

@@ -44,6 +44,18 @@ def ours(chain: str) -> bool:
     return chain.startswith(_PREFIXES) or chain in OWN
 
 
+_POLICY = (
+    *("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-", "cali-", "CILIUM_", "WEAVE-NPC", "ANTREA-"),
+    *("AZURE-NPM", "KUBE-NETWORK-POLICIES", "OPENSHIFT-", "OVN-KUBE-"),
+)
+"""How the names of chains begin by which network plugins carry out NetworkPolicies."""
+
+
+def is_policy(chain: str) -> bool:
+    """Whether a chain of this name is one of those by which network plugins carry out NetworkPolicies."""
+    return chain.startswith(_POLICY)
+
+
 def shared(chain: str) -> bool:
     """Whether kubelet writes this chain too: we fill it where we have rules for it, but leave it where kubelet is."""
     return chain in SHARED

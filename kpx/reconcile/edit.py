@@ -148,11 +148,16 @@ def change_shared(table: TableName, chain: str, live: Rules, desired: Rules, fam
 
     kube-proxy 1.36 empties KUBE-FIREWALL and writes its rule anew at every sync, but only where it has one: for IPv4,
     with node ports on localhost. kubelet's own rule is the same one. Whatever else stands there cuts the node off if
-    it has lost its match (kubernetes/kubernetes #112477), or multiplies (#76431).
+    it has lost its match (kubernetes/kubernetes #112477), or multiplies (#76431): of equal rules one stays.
     """
     if not desired:
-        return Edit(table, chain, Step.CHANGE)
+        return Edit(table, chain, Step.CHANGE, _repeated(live))
     return change_ordered(table, chain, live, desired, family)
+
+
+def _repeated(live: Rules) -> Rules:
+    """Rules that equal an earlier one. `-D` takes the first of equal rules, and it is all one which of them goes."""
+    return tuple(rule for rule, times in Counter(live).items() for _ in range(times - 1))
 
 
 def change_jumps(

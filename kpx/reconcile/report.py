@@ -13,7 +13,7 @@ from kpx.reconcile.edit import Edit, Step
 from kpx.reconcile.owners import Owners
 from kpx.shape import SHAPE
 
-Kind = Literal["missing", "extra", "changed"]
+Kind = Literal["missing", "extra", "changed", "moved"]
 
 FRAME = "(all Services)"
 """Stands for the owner of rules that belong to no Service in particular."""
@@ -23,8 +23,8 @@ FRAME = "(all Services)"
 class Difference:
     """One rule that is not as desired.
 
-    A chain that should be there and is empty, or is there and should not be, is told by an empty rule on both
-    sides.
+    A moved rule is there and should be, at another place among others. A chain that should be there and is empty, or is
+    there and should not be, is told by an empty rule on both sides.
     """
 
     __pydantic_config__ = SHAPE
@@ -60,6 +60,11 @@ def _of_edit(edit: Edit) -> Iterator[Difference]:
         if rule in gone:
             gone.remove(rule)
             come.remove(rule)
+    for rule in list(come):
+        if rule in gone:
+            gone.remove(rule)
+            come.remove(rule)
+            yield Difference("moved", edit.table, edit.chain, rule, rule)
     for rule in list(come):
         twin = next((old for old in gone if _same_purpose(old, rule)), None)
         if twin is not None:

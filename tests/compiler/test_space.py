@@ -21,7 +21,7 @@ def matches(rule: str, address: str, protocol: str, port: int) -> bool | None:
     family = Family.of(address)
     packet = Packet(address, address, protocol, port)
     scene = Scene(packet, Host(), "nat", "PREROUTING", "", "", {})
-    ((truth, _, _),) = KernelRule(rule, family).ask(State(0, number(address), port, 0), Fraction(1), scene)
+    ((truth, _, _),) = KernelRule(rule, family).ask(State(0, number(address), port, 0), Fraction(1), scene, ())
     return truth
 
 

@@ -1,6 +1,7 @@
 """The page of `kpx graph --html` in a real browser: what a person does in it, and that it answers as kpx does."""
 
 import json
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from kpx.analysis.picture import picture
 from kpx.analysis.simulate import Simulator, tables_of, tables_of_save, translated_to
 from kpx.family import Family
 from kpx.netfilter.save import parse_save
+from tests.analysis import doubtful
 from tests.analysis.probes import destinations, from_everywhere
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, NODE_ADDRESSES, town
@@ -455,3 +457,24 @@ def test_packets_through_other_programs_rules_end_as_kpx_trace_says(chrome: Chro
         for origin, interface in ((Origin.OUTSIDE, None), (Origin.OUTSIDE, "eth0"), (Origin.POD, "cni0"))
     ]
     assert_same(chrome, simulator, packets, tmp_path)
+
+
+def test_packets_of_which_not_all_is_known_end_as_kpx_trace_says(chrome: Chrome, tmp_path: Path) -> None:
+    """Where it makes no difference what isn't known, where it does, and by which share."""
+    dumps = [doubtful.DOCKER, doubtful.EKS, doubtful.OPENSHIFT]
+    dumps += [doubtful.rules(random.Random(seed)) for seed in range(20)]
+    packets = [
+        Packet(source, destination, protocol, port, None, origin, in_interface=interface)
+        for source, origin in (("198.51.100.7", Origin.OUTSIDE), ("10.244.0.9", Origin.POD), ("10.9.0.8", Origin.NODE))
+        for destination in ("10.96.0.50", "10.9.0.8")
+        for protocol, port in (("tcp", 80), ("tcp", 8080), ("udp", 53))
+        for interface in (None, "eth0")
+    ]
+    unknown = 0
+    for number, text in enumerate(dumps):
+        tables, policies = tables_of_save(parse_save(text))
+        for host in (Host(("10.9.0.8",)), Host(None, elsewhere=translated_to(tables)))[: 2 - number % 2]:
+            simulator = Simulator(tables, Family.IPV4, host, policies)
+            assert_same(chrome, simulator, packets, tmp_path)
+            unknown += sum(any(one.fate == "unknown" for one in simulator.outcomes(packet)) for packet in packets)
+    assert unknown > 50

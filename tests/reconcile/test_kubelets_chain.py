@@ -78,6 +78,51 @@ def test_where_we_have_no_rule_there_the_chain_is_kubelets(
     assert _firewall(namespace, backend, family) == (theirs,)
 
 
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", list(Family))
+def test_of_kubelets_rules_each_stays_once(
+    family: Family, backend: Backend, namespace: Namespace, tmp_path: Path
+) -> None:
+    """Where the chain is kubelet's, what stands there many times stands there once, and `diff` says so before."""
+    config = tmp_path / "config.yaml"
+    config.write_text(LOCALHOST_OFF)
+    marked = "-m comment --comment theirs -m mark --mark 0x8000/0x8000 -j DROP"
+    others = "-p tcp -m tcp --dport 9 -j DROP"
+    rules = "".join(f"-A KUBE-FIREWALL {one}\n" for one in (marked, others, *[marked] * 50))
+    namespace.restore(backend, family, f"*filter\n:KUBE-FIREWALL - [0:0]\n{rules}COMMIT\n")
+    files = ("-f", str(CASES / "cluster.yaml"), "--config", str(config), "--family", str(family))
+    before = namespace.kpx("diff", *files, "--backend", str(backend), check=False)
+    assert f"extra   filter KUBE-FIREWALL  {marked}  (50 times)" in before.stdout
+    namespace.kpx("apply", *files, "--backend", str(backend))
+    assert sorted(_firewall(namespace, backend, family)) == sorted((marked, others))
+    assert namespace.kpx("diff", *files, "--backend", str(backend)).stdout == "same\n"
+
+
+@pytest.mark.kernel
+@needs_kernel
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rules_that_repeat_in_our_chains_go(backend: Backend, namespace: Namespace) -> None:
+    namespace.kpx("apply", *INPUTS, "--backend", str(backend), "--layout", "classic")
+    sound = parse_save(namespace.save(backend, Family.IPV4))
+    again = [
+        ("filter", "KUBE-FORWARD", 1),
+        ("nat", "KUBE-SERVICES", 0),
+        ("nat", "KUBE-SVC-67NZLRHBNDSAWJRO", 2),
+        ("nat", "KUBE-POSTROUTING", 2),
+        ("filter", "INPUT", 1),
+    ]
+    for table, chain, number in again:
+        rule = sound[table].chains[chain].rules[number]
+        lines = "".join(f"-A {chain} {rule}\n" for _ in range(3))
+        namespace.restore(backend, Family.IPV4, f"*{table}\n{lines}COMMIT\n")
+    namespace.kpx("apply", *INPUTS, "--backend", str(backend), "--layout", "classic")
+    after = parse_save(namespace.save(backend, Family.IPV4))
+    for table, chain, _ in again:
+        assert sorted(after[table].chains[chain].rules) == sorted(sound[table].chains[chain].rules), chain
+
+
 @pytest.mark.parametrize("case", ["firewall-lost-mark", "firewall-duplicates"])
 def test_diff_shows_the_foreign_rule_once(case: str, namespace: Namespace) -> None:
     done = namespace.kpx("diff", *INPUTS, "--against", str(CASES / case / "dump.save"), check=False)

@@ -5,7 +5,7 @@ Each check is a function from tables to findings. None of them says anything of 
 
 from collections.abc import Callable, Iterable, Iterator
 
-from kpx.analysis.checks import dropping, foreign, leftovers, masquerade, order, services, structure
+from kpx.analysis.checks import dropping, foreign, leftovers, masquerade, order, repeated, services, structure
 from kpx.analysis.checks.finding import Finding, Severity, Tables
 
 __all__ = ["CHECKS", "Finding", "Severity", "Tables", "findings"]
@@ -15,7 +15,7 @@ CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
     structure.loops,
     structure.missing_jumps,
     structure.empty_chains,
-    structure.duplicate_jumps,
+    repeated.repeated_rules,
     order.node_ports_last,
     order.shadowed_rules,
     services.unequal_shares,
@@ -24,6 +24,7 @@ CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
     masquerade.hairpins,
     masquerade.external_masquerade,
     dropping.dropping,
+    dropping.lost_matches,
     foreign.caught_before,
     leftovers.unreachable_chains,
     leftovers.older_modes,
@@ -32,4 +33,6 @@ CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
 
 def findings(tables: Tables, checks: Iterable[Callable[[Tables], Iterator[Finding]]] = CHECKS) -> list[Finding]:
     """Everything that checks find, the gravest first, else in the order of checks."""
-    return sorted((one for check in checks for one in check(tables)), key=lambda one: one.severity is Severity.WARNING)
+    return sorted(
+        (one for check in checks for one in check(tables)), key=lambda one: list(Severity).index(one.severity)
+    )

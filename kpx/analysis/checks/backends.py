@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
+from kpx.analysis.checks.advice import empty_backend
 from kpx.analysis.checks.finding import Finding, Severity
 from kpx.netfilter.names import ours
 
@@ -17,5 +18,5 @@ def both_backends(chains: Mapping[str, Collection[str]]) -> Iterator[Finding]:
             "nat",
             "KUBE-SERVICES",
             f"Service rules stand in two backends, {counts}; the kernel obeys both, whichever is up to date",
-            "Find out which one the proxy writes to, and empty the other (`kpx cleanup --backend ...`).",
+            empty_backend(" and ".join(backend for backend, count in holding.items() if count)),
         )

@@ -1,7 +1,11 @@
-"""Is what Services refuse dropped? Before 1.26 kube-proxy only marked it, and kubelet had what is marked dropped."""
+"""Is what Services refuse dropped, and nothing else?
+
+Before 1.26 kube-proxy only marked it, and kubelet had what is marked dropped, in KUBE-FIREWALL.
+"""
 
 from collections.abc import Iterator
 
+from kpx.analysis.checks.advice import LOST_MATCH, NEWER_PROXY
 from kpx.analysis.checks.finding import Finding, Severity, Tables
 from kpx.analysis.checks.marks import asks_for, is_used, marks_set
 from kpx.netfilter.names import MARK_DROP
@@ -22,6 +26,19 @@ def dropping(tables: Tables) -> Iterator[Finding]:
             yield _wrong("filter", _EXECUTOR, f"does not drop packets with the mark {mark:#x}, which {MARK_DROP} sets")
 
 
+def lost_matches(tables: Tables) -> Iterator[Finding]:
+    """Rules of KUBE-FIREWALL that drop every packet: their match was lost (kubernetes/kubernetes #112477)."""
+    for jump in tables.of("filter", _EXECUTOR):
+        rule = tables.parsed(jump.rule)
+        if jump.target == "DROP" and not rule.head and all(match.module == "comment" for match in rule.matches):
+            yield jump.found(
+                "lost-match",
+                Severity.ERROR,
+                "drops every packet to and from the node, whatever it is: the match of a mark was lost",
+                LOST_MATCH,
+            )
+
+
 def _wrong(table: str, chain: str, what: str) -> Finding:
     return Finding(
         "missing-drop",
@@ -29,5 +46,5 @@ def _wrong(table: str, chain: str, what: str) -> Finding:
         table,
         chain,
         f"{what}; what Services refuse, such as clients outside of a load balancer's source ranges, is not dropped",
-        "Only kubelet before 1.28 keeps these rules; a newer kubelet needs a newer proxy (`kpx apply`).",
+        NEWER_PROXY,
     )

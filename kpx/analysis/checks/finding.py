@@ -1,10 +1,11 @@
 """What checks are given and what they say. Values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from kpx.analysis.checks.advice import Advice
 from kpx.family import Family
 from kpx.netfilter.owners import chain_owners
 from kpx.netfilter.rule import Match, Rule, RuleError, normal_rule, parse_rule, target_of
@@ -15,10 +16,14 @@ BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 
 
 class Severity(StrEnum):
-    """ERROR: traffic goes wrong, or the kernel refuses the rules. WARNING: something is not as it should be."""
+    """ERROR: traffic goes wrong, or the kernel refuses the rules. WARNING: something is not as it should be.
+
+    NOTE: nothing is wrong, but it explains what becomes of packets.
+    """
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Finding:
     table: str
     chain: str
     message: str
-    advice: str
+    advice: Advice
     position: int = 0
     rule: str = ""
     owner: str = ""
@@ -50,16 +55,21 @@ class Jump:
     rule: str
     target: str
 
-    def found(self, check: str, severity: Severity, message: str, advice: str, owner: str = "") -> Finding:
+    def found(self, check: str, severity: Severity, message: str, advice: Advice, owner: str = "") -> Finding:
         """A finding about this rule."""
         return Finding(check, severity, self.table, self.chain, message, advice, self.position, self.rule, owner)
 
 
 class Tables:
-    """The tables of one family, with what several checks ask for. `chains` are rules by table and chain."""
+    """The tables of one family, with what several checks ask for.
 
-    def __init__(self, chains: Mapping[str, Mapping[str, Rules]], family: Family) -> None:
-        self.chains, self.family = chains, family
+    `chains` are rules by table and chain, `own` the addresses of the node, None if they aren't known.
+    """
+
+    def __init__(
+        self, chains: Mapping[str, Mapping[str, Rules]], family: Family, own: Collection[str] | None = None
+    ) -> None:
+        self.chains, self.family, self.own = chains, family, own
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Rules]]]:
         return iter(self.chains.items())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from kpx.analysis.checks.advice import LEFT, OLD_MODE, UNUSED, held_by
 from kpx.analysis.checks.finding import BUILT_IN, Finding, Jump, Severity, Tables
 from kpx.netfilter.names import MARK_DROP, OWN, ours
 
@@ -39,11 +40,12 @@ def unreachable_chains(tables: Tables) -> Iterator[Finding]:
                     table,
                     chain,
                     "holds rules, but no way leads there from a built-in chain",
-                    "Ask the program that made the chain; if nobody needs it, delete it.",
+                    UNUSED,
                 )
 
 
 def _leftover(tables: Tables, table: str, chain: str, called: bool) -> Finding:
+    holder = next(_others_above(tables.jumps[table], chain), "")
     by_whom = "only chains that are out of reach themselves jump to it" if called else "no rule jumps to it"
     return Finding(
         "leftover",
@@ -51,9 +53,23 @@ def _leftover(tables: Tables, table: str, chain: str, called: bool) -> Finding:
         table,
         chain,
         f"belongs to no Service any more: {by_whom}",
-        "`kpx apply` removes chains like this; if it should serve, find out who removed the jump to it.",
+        held_by(holder) if holder else LEFT,
         owner=tables.owner(chain),
     )
+
+
+def _others_above(chains: Mapping[str, tuple[Jump, ...]], chain: str) -> Iterator[str]:
+    """Other programs' chains that lead to a chain, straight or through chains of ours."""
+    edge, seen = [chain], {chain}
+    while edge:
+        below = edge.pop()
+        for caller, rules in chains.items():
+            if caller not in seen and any(jump.target == below for jump in rules):
+                seen.add(caller)
+                if ours(caller):
+                    edge.append(caller)
+                else:
+                    yield caller
 
 
 def older_modes(tables: Tables) -> Iterator[Finding]:
@@ -68,7 +84,7 @@ def older_modes(tables: Tables) -> Iterator[Finding]:
                     table,
                     chain,
                     f"was made by {whose}, and its rules may still act on packets",
-                    "If that proxy no longer runs here, have it clean up (`kube-proxy --cleanup`) or delete the chain.",
+                    OLD_MODE,
                 )
 
 

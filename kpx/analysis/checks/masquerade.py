@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
+from kpx.analysis.checks.advice import CHAIN_AGAIN
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
 from kpx.analysis.checks.marks import asks_for, is_used, marks_set
+from kpx.netfilter.destination import destination_of
 from kpx.netfilter.names import MARK_MASQ
 from kpx.netfilter.rule import Rule
 
 _EXECUTOR = "KUBE-POSTROUTING"
-_AGAIN = "Have the proxy write the chain again (`kpx apply`)."
 
 
 def masquerade(tables: Tables) -> Iterator[Finding]:
@@ -29,7 +30,7 @@ def masquerade(tables: Tables) -> Iterator[Finding]:
 
 def _wrong(chain: str, what: str) -> Finding:
     why = f"{what}; answers to pods that reach themselves, to node ports and to clients outside get lost"
-    return Finding("missing-masquerade", Severity.ERROR, "nat", chain, why, _AGAIN)
+    return Finding("missing-masquerade", Severity.ERROR, "nat", chain, why, CHAIN_AGAIN)
 
 
 def _executes(tables: Tables, mark: int) -> bool:
@@ -53,19 +54,15 @@ def hairpins(tables: Tables) -> Iterator[Finding]:
                 "nat",
                 chain,
                 f"packets from {endpoint} to itself are not masqueraded: that pod can't reach itself by its Service",
-                _AGAIN,
+                CHAIN_AGAIN,
                 owner=tables.owner(chain),
             )
 
 
 def _host(tables: Tables, jump: Jump) -> str:
-    """The address that a DNAT rule puts in, without its port; empty for more than one."""
-    values = [value for option in tables.parsed(jump.rule).target_options for value in option.values]
-    if len(values) != 1 or "-" in values[0]:
-        return ""
-    if values[0].startswith("["):
-        return values[0][1:].partition("]")[0]
-    return values[0] if values[0].count(":") > 1 else values[0].partition(":")[0]
+    """The address that a DNAT rule puts in; empty if there isn't just one."""
+    to = destination_of(tables.parsed(jump.rule).target_options)
+    return to.address if to and to.is_one_address else ""
 
 
 def _source(tables: Tables, jump: Jump) -> str | None:
@@ -99,7 +96,7 @@ def external_masquerade(tables: Tables) -> Iterator[Finding]:
                     Severity.ERROR,
                     "sends clients from outside to endpoints on any node without masquerading them first, so that "
                     "answers bypass this node",
-                    _AGAIN,
+                    CHAIN_AGAIN,
                     tables.owner(jump.target),
                 )
 

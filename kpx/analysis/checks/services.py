@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
+from kpx.analysis.checks.advice import CHAIN_AGAIN, MIXED_VERSIONS
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
+from kpx.netfilter.destination import oddities
 from kpx.netfilter.names import MARK_MASQ
 from kpx.netfilter.options import Option
 from kpx.netfilter.rule import Rule
@@ -44,7 +46,7 @@ def unequal_shares(tables: Tables) -> Iterator[Finding]:
             "nat",
             chain,
             message,
-            "Rules of this chain were lost, moved or changed; have the proxy write it again (`kpx apply`).",
+            CHAIN_AGAIN,
             len(rules) if rest > len(shares) * _STEP else 0,
             owner=tables.owner(chain),
         )
@@ -107,14 +109,15 @@ def endpoint_chains(tables: Tables) -> Iterator[Finding]:
                 "nat",
                 chain,
                 "holds no DNAT rule: packets that are sent here go on untranslated",
-                "Have the proxy write the chain again (`kpx apply`).",
+                CHAIN_AGAIN,
                 owner=owner,
             )
         for jump in translations:
+            for oddity in oddities(tables.parsed(jump.rule).target_options):
+                yield jump.found("broken-translation", Severity.ERROR, oddity, MIXED_VERSIONS, owner)
             message = _mismatch(tables.parsed(jump.rule), wanted.get(chain, set()))
             if message:
-                advice = "The rule serves nobody as it is; have the proxy write the chain again (`kpx apply`)."
-                yield jump.found("wrong-protocol", Severity.ERROR, message, advice, owner)
+                yield jump.found("wrong-protocol", Severity.ERROR, message, CHAIN_AGAIN, owner)
 
 
 def _mismatch(rule: Rule, wanted: set[str]) -> str:

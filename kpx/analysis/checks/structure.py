@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from kpx.analysis.checks.advice import CHAIN_AGAIN, JUMPS_AGAIN, REFUSED, REFUSED_OURS, Advice
 from kpx.analysis.checks.finding import BUILT_IN, Finding, Jump, Severity, Tables
-from kpx.netfilter.names import OWN
-from kpx.netfilter.rule import format_rule
+from kpx.netfilter.names import ours
 
 _TARGETS = frozenset(
     {
@@ -39,8 +39,13 @@ def dangling_jumps(tables: Tables) -> Iterator[Finding]:
                     "dangling-jump",
                     Severity.ERROR,
                     f"jumps to {jump.target}, which is neither a chain of table {table} nor a target of iptables",
-                    "Declare and fill the chain, or delete the rule; the kernel refuses rules like this.",
+                    _refused(jump),
                 )
+
+
+def _refused(jump: Jump) -> Advice:
+    """What a proxy has written, it should write again; nobody deletes that by hand."""
+    return REFUSED_OURS if ours(jump.chain) else REFUSED
 
 
 def empty_chains(tables: Tables) -> Iterator[Finding]:
@@ -57,7 +62,7 @@ def empty_chains(tables: Tables) -> Iterator[Finding]:
                 "empty-chain",
                 Severity.ERROR,
                 f"jumps to {jump.target}, which is empty: what was meant for this Service goes on untranslated",
-                "Have the proxy write its chains again (`kpx apply`), or delete the rule.",
+                CHAIN_AGAIN,
                 tables.owner(jump.target),
             )
 
@@ -70,7 +75,7 @@ def loops(tables: Tables) -> Iterator[Finding]:
                 "loop",
                 Severity.ERROR,
                 f"leads back to {jump.target}, from where it is reached",
-                "Delete the jump that doesn't belong there; the kernel refuses chains that call themselves.",
+                _refused(jump),
             )
 
 
@@ -106,31 +111,5 @@ def missing_jumps(tables: Tables) -> Iterator[Finding]:
                     table,
                     entrance,
                     f"no rule of {entrance} jumps to {chain}: no packet that passes here meets its rules",
-                    "Have the proxy write its jumps again (`kpx apply`).",
+                    JUMPS_AGAIN,
                 )
-
-
-def duplicate_jumps(tables: Tables) -> Iterator[Finding]:
-    """The same rule twice in a built-in or dispatch chain."""
-    for chains in tables.jumps.values():
-        for chain, rules in chains.items():
-            if chain not in BUILT_IN and chain not in OWN:
-                continue
-            seen: dict[tuple[str, str], Jump] = {}
-            for jump in (jump for jump in rules if jump.target in chains):
-                first = seen.setdefault((jump.target, _without_comment(tables, jump.rule)), jump)
-                if first is not jump:
-                    yield jump.found(
-                        "duplicate-jump",
-                        Severity.WARNING,
-                        f"does the same as rule {first.position}",
-                        "Delete one of them; two programs, or two runs of one, may both have added it.",
-                        tables.owner(jump.target),
-                    )
-
-
-def _without_comment(tables: Tables, rule: str) -> str:
-    """The normal form of a rule that has a target in common with another one."""
-    parsed = tables.parsed(rule)
-    matches = tuple(match for match in parsed.matches if match.module != "comment")
-    return format_rule(type(parsed)(parsed.head, matches, parsed.target, parsed.target_options, parsed.goto))

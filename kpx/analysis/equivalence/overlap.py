@@ -1,21 +1,23 @@
 """Packets on which a rule and a chain both decide, and differently."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
 from itertools import product
 
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.chains import Chains, Shared
 from kpx.analysis.equivalence.comparison import Box, deep, interfaces, rule_count
 from kpx.analysis.equivalence.diagram import LEAF, Diagram, Diagrams, zipped
-from kpx.analysis.equivalence.exits import Exit, Exits, Kind, trait
+from kpx.analysis.equivalence.exits import ON, Exit, Exits, Kind, trait
 from kpx.analysis.equivalence.fields import Fields
 from kpx.analysis.equivalence.rules import Rules
 from kpx.analysis.packet import text
 from kpx.family import Family
 
-_NETWORK = re.compile(r"(?:.* )?(?<!! )-d \S+/([0-9]{1,3}) ")
+_DESTINATION = re.compile(r"(?:.* )?(?<!! )-d (\S+)/([0-9]{1,3}) ")
 
 
 _OF_PODS = ("br-", "cali", "cbr", "cilium", "cni", "docker", "flannel", "lxc", "tunl", "veth", "vxlan", "weave")
@@ -30,11 +32,47 @@ class Met:
     certain: bool
 
 
+class Weighed(Enum):
+    """What of a rule counts as a decision: all; that it refuses; that it accepts; that it refuses or keeps from
+    conntrack; or whether it replaces the source.
+    """
+
+    ALL = auto()
+    REFUSALS = auto()
+    ACCEPTS = auto()
+    UNTRACKED = auto()
+    SOURCES = auto()
+
+
+def _weigh(weighed: Weighed, end: Hashable) -> Hashable:
+    """How a packet leaves a rule, as far as it counts."""
+    if not isinstance(end, Exit) or weighed is Weighed.ALL:
+        return end
+    match weighed:
+        case Weighed.SOURCES if end.kind in (Kind.ACCEPT, Kind.BACK):
+            return Exit(Kind.END, why="masqueraded" if end.change.source else "kept")
+        case Weighed.UNTRACKED if not end.change.tracked:
+            return Exit(Kind.END, why="not tracked")
+        case Weighed.ACCEPTS:
+            return ON if end.kind is Kind.END else end
+    return end if end.kind is Kind.END else ON
+
+
 class Overlaps:
     """Looks for such packets in tables of one family."""
 
-    def __init__(self, tables: Mapping[str, Mapping[str, tuple[str, ...]]], family: Family, marks: int) -> None:
-        """`marks` are the bits of the mark that count; who sets others has judged the packet before."""
+    def __init__(
+        self,
+        tables: Mapping[str, Mapping[str, tuple[str, ...]]],
+        family: Family,
+        marks: int,
+        own: Collection[str] | None = None,
+    ) -> None:
+        """`marks` are the bits of the mark that count; who sets others has judged the packet before.
+
+        `own` are the addresses of the node, None if they aren't known.
+        """
+        self._own = own
         self._marks = {fields.MARK + bit: 0 for bit in range(32) if not marks >> bit & 1}
         self._fields = Fields(Diagrams(trait, rule_count(tables)), family, interfaces(tables))
         self._exits = Exits(self._fields)
@@ -44,23 +82,38 @@ class Overlaps:
         self._bounded = False
         """Whether something that is known from above has mattered."""
 
-    def between(self, table: str, rule: str, chain: str) -> Met | None:
-        """A packet that begins a connection and on which a rule decides otherwise than a chain of the same table.
+    def between(self, table: str, rule: str, of_table: str, chain: str, weighed: Weighed = Weighed.ALL) -> Met | None:
+        """A packet that begins a connection and on which a rule decides otherwise than a chain, of a table behind it.
 
         A rule for a network isn't taken to be one for the node's own addresses. What comes from or goes to an interface
         of pods is for those to filter who made it; and nobody means what the node sends to itself.
         """
-        begins = {fields.STATE: fields.NEW, fields.TRANSLATED: int(table != "nat"), fields.REPLACED: 0, **self._marks}
+        translated = int(of_table == "filter" or chain == "KUBE-POSTROUTING")
+        begins = {fields.STATE: fields.NEW, fields.TRANSLATED: translated, fields.REPLACED: 0, **self._marks}
         with deep():
             one = self._exits.fixed(self._chains.part(table, (rule,)), begins)
             if table == "filter":
                 one = self._exits.diagrams.pick(self._is_of_pods(), self._exits.on, one)
-            other = self._exits.fixed(self._chains.part(table, (f"-j {chain}",)), begins)
-            if (network := _NETWORK.match(rule)) and int(network[1]) < self._fields.family.host_bits:
-                one, other = (self._exits.fixed(part, {fields.DESTINATION_LOCAL: 0}) for part in (one, other))
+            other = self._exits.fixed(self._chains.part(of_table, (f"-j {chain}",)), begins)
+            if (local := self._is_to_node(table, rule)) is not None:
+                one, other = (self._exits.fixed(part, {fields.DESTINATION_LOCAL: local}) for part in (one, other))
+            one = self._exits.diagrams.mapped(one, partial(_weigh, weighed))
+            if weighed is Weighed.SOURCES:
+                other = self._exits.diagrams.mapped(other, partial(_weigh, weighed))
             self._seen, self._bounded = set(), False
             box = self._find(one, other, {})
         return None if box is None else self._met(box)
+
+    def _is_to_node(self, table: str, rule: str) -> int | None:
+        """Whether what a rule is for is an address of the node, as far as that is known or likely."""
+        asked = _DESTINATION.match(rule)
+        if asked is None:
+            return None
+        if int(asked[2]) < self._fields.family.host_bits:
+            return 0
+        if self._own is not None:
+            return int(asked[1] in self._own)
+        return 0 if table in ("raw", "mangle") else None
 
     def _is_of_pods(self) -> Diagram:
         """The test that a packet comes from, or goes to, an interface that network plugins and such make."""

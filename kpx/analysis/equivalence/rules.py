@@ -19,6 +19,7 @@ from kpx.analysis.match import LIMITS
 from kpx.analysis.packet import number
 from kpx.family import Family
 from kpx.netfilter.counting import NAMES
+from kpx.netfilter.destination import destination_of
 from kpx.netfilter.options import Option, Options
 from kpx.netfilter.rule import Match, Rule, RuleError, format_rule, normal_rule, parse_rule
 
@@ -328,7 +329,7 @@ def exit_of(rule: Rule, family: Family) -> Exit | None:
         return Exit(Kind.END, why=" ".join(["rejected", *(value for option in options for value in option.values)]))
     with suppress(TypeError, ValueError, OSError, KeyError):
         if target == "DNAT":
-            return _dnat(family, **_values(options))
+            return _dnat(family, options)
         return _EXITS[target](**_values(options))
     return None
 
@@ -350,18 +351,14 @@ def _set_mark(set_xmark: tuple[str]) -> Exit:
     return Exit(Kind.ON, Change(clear=int(mask or "0xffffffff", 0), flip=int(stored, 0)))
 
 
-def _dnat(family: Family, to_destination: tuple[str], persistent: tuple[()] = ()) -> Exit:
-    (value,) = to_destination
-    host, port = value, ""
-    if value.startswith("["):
-        host, _, port = value[1:].partition("]")
-        port = port.removeprefix(":")
-    elif value.count(":") == 1:
-        host, _, port = value.partition(":")
-    address = number(host)
-    if (":" in host) != (family is Family.IPV6) or int(port or 0) > 65_535:
-        raise ValueError(value)
-    return Exit(Kind.ACCEPT, Change(to=(address, int(port) if port else None)))
+def _dnat(family: Family, options: Options) -> Exit:
+    to = destination_of(options)
+    if to is None:
+        raise ValueError(options)
+    address = number(to.address)
+    if (":" in to.address) != (family is Family.IPV6) or int(to.port or 0) > 65_535 or not address:
+        raise ValueError(options)
+    return Exit(Kind.ACCEPT, Change(to=(address, int(to.port) if to.port else None)))
 
 
 def _masquerade(random: tuple[()] = (), random_fully: tuple[()] = (), to_ports: tuple[str, ...] = ()) -> Exit:

@@ -13,7 +13,7 @@ from kpx.analysis.fold import folded
 from kpx.analysis.picture import Picture
 from kpx.analysis.simulate import Simulator
 from kpx.netfilter.options import Option
-from kpx.netfilter.rule import Rule, RuleError, normal_rule, parse_rule
+from kpx.netfilter.rule import Match, Rule, RuleError, normal_rule, parse_rule
 from kpx.printable import printable
 
 
@@ -52,12 +52,12 @@ def _tables(simulator: Simulator) -> Mapping[str, Any]:
 def _rule(text: str, simulator: Simulator) -> Sequence[Any]:
     """The text of a rule, and its parts: head, matches, target, options of the target, whether it is a goto.
 
-    They are empty where the text is no rule; `?` is a target that nobody knows.
+    Where the text is no rule, `?` is a match and a target that nobody knows.
     """
     try:
         rule = normal_rule(parse_rule(text), simulator.family)
     except RuleError:
-        rule = Rule(target="?")
+        rule = Rule(matches=(Match("?"),), target="?")
     matches = [[one.module, _options(one.options)] for one in rule.matches if one.module != "comment"]
     return [
         printable(text), _options(rule.head), matches, rule.target or "", _options(rule.target_options), int(rule.goto)

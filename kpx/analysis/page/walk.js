@@ -5,7 +5,7 @@
 // of is never guessed.
 
 const Walk = (() => {
-  const ONE = { n: 1n, d: 1n };
+  const ONE = { n: 1n, d: 1n }, NONE = { n: 0n, d: 1n };
   const divisor = (a, b) => { while (b) [a, b] = [b, a % b]; return a; };
   const reduced = (n, d) => { const by = divisor(n, d); return { n: n / by, d: d / by }; };
   const times = (a, b) => reduced(a.n * b.n, a.d * b.d);
@@ -84,6 +84,7 @@ const Walk = (() => {
   const iface = (actual, wanted, elsewhere) =>
     actual === null ? (elsewhere && wanted === "lo" ? false : null)
       : wanted.endsWith("+") ? actual.startsWith(wanted.slice(0, -1)) : actual === wanted;
+  const routedTo = (p, s) => s.hook === "OUTPUT" ? s.packet.destination : p.destination;
   const conntrack = (p, s) => !p.tracked ? "UNTRACKED" : s.table === "raw" && s.in !== "lo" ? "INVALID" : s.packet.state;
 
   const HEAD = {
@@ -93,7 +94,7 @@ const Walk = (() => {
     "-i": value => (p, s) => iface(s.in, value, true),
     "-o": value => (p, s) => {
       if (s.out !== null || s.packet.origin !== "node") return iface(s.out, value, true);
-      const local = s.host.isLocal(s.hook === "OUTPUT" ? s.packet.destination : p.destination);
+      const local = s.host.isLocal(routedTo(p, s));
       return iface(local ? "lo" : null, value, local === false);
     },
     "-f": () => () => false,
@@ -253,37 +254,210 @@ const Walk = (() => {
   }
 
   function conditions(rule) {
-    const found = rule[1].map(option => ({ test: test(HEAD[option[0]], option) }));
-    for (const [module, options] of rule[2]) {
-      if (module === "statistic") found.push(statistic(options));
-      else if (module === "recent") found.push(recent(options));
-      else {
-        if (!options.length && !MATCHES[module]) found.push({ test: unknown });
-        if (module === "connmark")
-          found.push({ test: (p, s) => !["UNTRACKED", "INVALID"].includes(conntrack(p, s)) });
-        found.push(...options.map(option => ({ test: test(MATCHES[module]?.[option[0]], option) })));
+    const heads = rule[1].map(option => ({ test: test(HEAD[option[0]], option), what: option[0], options: [option] }));
+    return heads.concat(rule[2].flatMap(([module, options]) =>
+      ofMatch(module, options).map((one, index) => ({ ...one, what: `${module} ${index}`, options }))));
+  }
+
+  function ofMatch(module, options) {
+    if (module === "statistic") return [statistic(options)];
+    if (module === "recent") return [recent(options)];
+    const found = !options.length && !MATCHES[module] ? [{ test: unknown }] : [];
+    if (module === "connmark") found.push({ test: (p, s) => !["UNTRACKED", "INVALID"].includes(conntrack(p, s)) });
+    return [...found, ...options.map(option => ({ test: test(MATCHES[module]?.[option[0]], option) }))];
+  }
+
+  // All cases of asking a rule: [true | false | null, packet, weight]. Of what isn't known both answers are cases, each
+  // with the whole weight and borne by the packet as assumed; or null, if it bears too many already.
+  function* ask(rule, p, weight, scene, place) {
+    rule.conditions ??= conditions(rule);
+    let on = [[p, weight]], doubted = [];
+    for (const one of rule.conditions) {
+      if (one.chance !== undefined) {
+        for (const [q, part] of on) yield [false, q, times(part, rest(one.chance))];
+        on = on.map(([q, part]) => [q, times(part, one.chance)]);
+      } else if (one.recent) {
+        const cases = [...both(on, doubted, scene, place)];
+        [on, doubted] = [[], []];
+        for (const [answer, q, part] of cases) {
+          const [holds, after] = answer ? remembered(one, q) : [answer, q];
+          if (holds) on.push([after, part]);
+          else yield [holds, after, part];
+        }
+      } else {
+        const answer = one.test(p, scene);
+        if (answer === false) { for (const [q, part] of on) yield [false, q, part]; return; }
+        if (answer === null) doubted.push(one);
       }
     }
+    yield* both(on, doubted, scene, place);
+  }
+
+  function* both(on, doubted, scene, place) {
+    next: for (let [p, weight] of on) {
+      for (const one of doubted) {
+        const key = keyOf(one, p, scene, place), told = implied(p.assumed, key), negated = plainly(one) && Boolean(one.options[0][1]);
+        if (told === null) {
+          if (p.assumed.length === MOST_DOUBTS) { yield [null, p, weight]; continue next; }
+          yield [false, { ...p, assumed: [...p.assumed, { key, truth: negated }] }, weight];
+          p = { ...p, assumed: [...p.assumed, { key, truth: !negated }] };
+        } else if (told === negated) { yield [false, p, weight]; continue next; }
+      }
+      yield [true, p, weight];
+    }
+  }
+
+  // ---- what isn't known, and where that makes no difference: kpx.analysis.doubt ----
+
+  const MOST_DOUBTS = 8, MOST_QUESTIONS = 12;
+  const STATEFUL = new Set(["limit", "hashlimit", "quota", "connlimit", "nfacct", "rateest", "statistic", "recent"]);
+  const plainly = one => one.what === "-i" || one.what === "-o"
+    || (one.what === "addrtype 0" && one.options.length === 1 && one.options[0].length === 3 && one.options[0][2] === "LOCAL");
+  const keyed = parts => ({ parts, id: JSON.stringify(parts, (_, value) => typeof value === "bigint" ? `${value}` : value) });
+
+  // What stands for an answer that isn't known: the same wherever the same is asked of the same packet.
+  function keyOf(one, p, scene, place) {
+    if (one.what === "-i") return keyed(["-i", one.options[0][2]]);
+    if (one.what === "-o") return keyed(["-o", one.options[0][2], routedTo(p, scene)]);
+    if (plainly(one)) return keyed(["local", one.options[0][0] === "--src-type" ? p.source : p.destination]);
+    const packet = [p.source, p.destination, p.port, p.mark, p.connmark, p.masqueraded];
+    return keyed([one.what, one.options, packet, STATEFUL.has(one.what.split(" ")[0]) ? place : []]);
+  }
+
+  function implied(assumed, key) {
+    for (const { key: other, truth } of assumed) {
+      if (other.id === key.id) return truth;
+      const [what, name, ...more] = other.parts, [asked, wanted, ...rest] = key.parts;
+      if (what === asked && (what === "-i" || what === "-o") && keyed(more).id === keyed(rest).id) {
+        const told = ofInterface(name, truth, wanted);
+        if (told !== null) return told;
+      }
+    }
+    return null;
+  }
+
+  function ofInterface(name, isIt, asked) {
+    const [start, other] = [name, asked].map(one => one.replace(/\+$/, ""));
+    if (isIt && !name.endsWith("+")) return asked === name || (asked.endsWith("+") && name.startsWith(other));
+    if (isIt) return asked.endsWith("+") && start.startsWith(other) ? true : other.startsWith(start) ? null : false;
+    return name.endsWith("+") && other.startsWith(start) ? false : null;
+  }
+
+  const without = (p, id) => ({ ...p, assumed: p.assumed.filter(one => one.key.id !== id) });
+  const total = some => some.reduce((sum, [, weight]) => plus(sum, weight), NONE);
+  const idOf = p => JSON.stringify([KEPT.map(key => `${p[key]}`), [...p.known].sort(), p.assumed.map(one => [one.key.id, one.truth]).sort()]);
+
+  // Packets that bear no assumption any more on which nothing depends: both ways have led to the same.
+  function joined(on) {
+    const ids = new Set(on.flatMap(([p]) => p.assumed.map(one => one.key.id)));
+    for (const id of ids) {
+      const sides = new Map();
+      for (const one of on) {
+        const truth = one[0].assumed.find(other => other.key.id === id)?.truth;
+        if (truth === undefined) continue;
+        const shape = idOf(without(one[0], id));
+        if (!sides.has(shape)) sides.set(shape, { true: [], false: [] });
+        sides.get(shape)[truth].push(one);
+      }
+      for (const { true: yes, false: no } of sides.values())
+        if (fraction(total(yes)) === fraction(total(no)))
+          on = [...on.filter(one => !yes.includes(one) && !no.includes(one)), ...no.map(([p, weight]) => [without(p, id), weight])];
+    }
+    return on;
+  }
+
+  // The ends of a packet's ways whose probabilities add up to 1: what is certain, and the rest as unknown.
+  function settled(ends, doubts) {
+    const shape = end => ({ ...end.p, ...Object.fromEntries(KEPT.map(key => [key, 0])) });
+    const groups = new Map();
+    for (const end of ends) {
+      const key = JSON.stringify(end.outcome);
+      groups.set(key, [...groups.get(key) ?? [], [{ ...shape(end), end }, end.weight]]);
+    }
+    ends = [...groups.values()].flatMap(some => joined(some)).map(([p, weight]) => ({ ...p.end, p, weight }));
+    const open = new Map(ends.flatMap(end => end.p.assumed.map(one => [one.key.id, one.key])));
+    const keys = [...open.values()].sort((a, b) => compare(doubts.get(a.id).order, doubts.get(b.id).order));
+    if (!keys.length) return ends;
+    if (keys.length > MOST_QUESTIONS) {
+      const certain = ends.filter(end => !end.p.assumed.length);
+      return [...certain, lost(doubts.get(keys[0].id), rest(total(certain.map(end => [0, end.weight]))))];
+    }
+    const made = tree(ends, keys, []);
+    const world = ofWorld(ends, keys);
+    if (!made.key) return world;
+    const leaves = leavesOf(made).map(leaf => new Map(leaf.shares));
+    const sure = new Map([...leaves[0].keys()].map(key => [key, leaves.map(leaf => leaf.get(key) ?? NONE).reduce(least)]));
+    const shares = sharesOf(world);
+    const scaled = world.map(end => {
+      const key = JSON.stringify(end.outcome), part = times(end.weight, sure.get(key) ?? NONE), all = shares.get(key);
+      return { ...end, weight: reduced(part.n * all.d, part.d * all.n) };
+    });
+    const left = rest([...sure.values()].reduce(plus, NONE));
+    return [...scaled.filter(end => end.weight.n), lost(doubts.get(made.key.id), left)];
+  }
+
+  const lost = (doubt, weight) =>
+    ({ outcome: { fate: "unknown", destination: "", masqueraded: false, detail: doubt.detail }, weight, steps: doubt.steps, known: new Map() });
+  const least = (a, b) => a.n * b.d < b.n * a.d ? a : b;
+  const compare = (a, b) => {
+    const at = a.findIndex((one, index) => one !== b[index]);
+    return at < 0 ? 0 : a[at] < b[at] ? -1 : 1;
+  };
+
+  function sharesOf(ends) {
+    const found = new Map();
+    for (const { outcome, weight } of ends) found.set(JSON.stringify(outcome), plus(found.get(JSON.stringify(outcome)) ?? NONE, weight));
     return found;
   }
 
-  // All cases of asking a rule: [true | false | null, packet, weight].
-  function* ask(rule, p, weight, scene) {
-    rule.conditions ??= conditions(rule);
-    let truth = true;
-    for (const one of rule.conditions) {
-      if (one.chance !== undefined) {
-        yield [false, p, times(weight, rest(one.chance))];
-        weight = times(weight, one.chance);
-        continue;
-      }
-      let answer;
-      if (one.recent) [answer, p] = remembered(one, p);
-      else answer = one.test(p, scene);
-      if (answer === false) { yield [false, p, weight]; return; }
-      if (answer === null) truth = null;
+  const where = (ends, id, truth) => ends.filter(end => (end.p.assumed.find(one => one.key.id === id)?.truth ?? truth) === truth);
+
+  // Outcomes with their shares in each world, as a tree of questions that make a difference.
+  function tree(ends, keys, chosen) {
+    if (!keys.length) {
+      const shares = [...sharesOf(ends)].sort(([a], [b]) => a < b ? -1 : 1);
+      return { shares, id: JSON.stringify(shares.map(([key, weight]) => [key, fraction(weight)])) };
     }
-    yield [truth, p, weight];
+    const [key, ...more] = keys, told = implied(chosen, key);
+    const sides = [false, true].filter(truth => told === null || told === truth)
+      .map(truth => tree(where(ends, key.id, truth), more, [...chosen, { key, truth }]));
+    const [no, yes] = [sides[0], sides[sides.length - 1]];
+    return no.id === yes.id ? no : { key, no, yes, id: JSON.stringify([key.id, no.id, yes.id]) };
+  }
+
+  const leavesOf = one => one.key ? [...leavesOf(one.no), ...leavesOf(one.yes)] : [one];
+
+  function ofWorld(ends, keys) {
+    const chosen = [];
+    for (const key of keys) {
+      const truth = Boolean(implied(chosen, key));
+      chosen.push({ key, truth });
+      ends = where(ends, key.id, truth);
+    }
+    return ends;
+  }
+
+  // The bits of marks that rules ask for: kpx.analysis.asked.
+  function marks(tables) {
+    const mask = text => text === undefined ? 0xffffffff : Number.isNaN(Number(text)) ? 0xffffffff : Number(text);
+    const asked = { mark: 0, connmark: 0 }, copies = [], all = { mark: 0xffffffff, connmark: 0xffffffff };
+    for (const chains of Object.values(tables))
+      for (const rules of Object.values(chains))
+        for (const [text] of rules) {
+          if (!text.includes("mark ")) continue;
+          const found = [...text.matchAll(/-m (mark|connmark) (?:! )?--mark \w+(?:\/(\w+))?(?= |$)/g)];
+          if (found.length < (text.match(/-m (?:conn)?mark /g) ?? []).length) return all;
+          for (const [, kind, bits] of found) asked[kind] |= mask(bits);
+          for (const [, kind, of, other] of text.matchAll(/--(save|restore)-mark(?: --nfmask (\w+))?(?: --ctmask (\w+))?(?= |$)/g))
+            copies.push([kind, mask(of), mask(other)]);
+        }
+    for (let before = null; before !== `${asked.mark} ${asked.connmark}`;) {
+      before = `${asked.mark} ${asked.connmark}`;
+      for (const [kind, of, other] of copies)
+        if (kind === "restore") asked.connmark |= other & asked.mark;
+        else asked.mark |= of & asked.connmark;
+    }
+    return asked;
   }
 
   // ---- targets ----
@@ -307,7 +481,7 @@ const Walk = (() => {
       const [from, to] = ["--nfmask", "--ctmask"].map(name => Number(has[name]?.values[0] ?? 0xffffffff));
       if (has["--save-mark"]) return { ...p, connmark: ((p.connmark & ~to) ^ (p.mark & from)) >>> 0 };
       if (has["--restore-mark"] && s.packet.state === "NEW") return { ...p, mark: ((p.mark & ~from) ^ (p.connmark & to)) >>> 0 };
-      return null;
+      return has["--restore-mark"] && !((from | to) & s.marks) ? p : null;
     },
     NOTRACK: (p, o, s) => s.in === "lo" ? p : { ...p, tracked: false },
     CT: (p, o, s) => {
@@ -315,11 +489,14 @@ const Walk = (() => {
       if (names.length === 1 && names[0] === "--notrack") return CHANGES.NOTRACK(p, o, s);
       return names.every(name => ["--helper", "--ctevents", "--expevents", "--timeout"].includes(name)) ? p : null;
     },
-    DNAT: (p, o) => {
-      const names = o.map(option => option[0]).join(" ");
-      if (!["--to-destination", "--persistent --to-destination"].includes(names)) return null;
-      const to = place(o[o.length - 1][2]);
-      return to && { ...p, destination: to.host, port: to.port === undefined ? p.port : +to.port, translated: true };
+    DNAT: (p, o, s) => {
+      const to = o.filter(option => option[0] === "--to-destination"), others = ["--to-destination", "--random", "--persistent"];
+      if (to.length !== 1 || to[0].length !== 3 || o.some(option => option[1] || !others.includes(option[0]))) return null;
+      const bare = to[0][2].match(/^:(\d+)$/);
+      if (bare) return { ...p, port: +bare[1], translated: true };
+      const found = place(to[0][2]);
+      if (!found || (found.host === 0n && s.host.bits === 128)) return null;
+      return { ...p, destination: found.host, port: found.port === undefined ? p.port : +found.port, translated: true };
     },
     REDIRECT: (p, o, s) => {
       const ports = o.filter(option => option[0] === "--to-ports").map(option => option[2]);
@@ -343,6 +520,8 @@ const Walk = (() => {
     FORWARD: ["mangle", "filter", "security"], OUTPUT: ["raw", "mangle", "nat", "filter", "security"],
     POSTROUTING: ["mangle", "nat"],
   };
+  const HOOKS = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+  const ALL_TABLES = ["raw", "mangle", "nat", "filter", "security"];
   const MOST_WAYS = 50000, DEEPEST = 128;
 
   class Journey {
@@ -350,6 +529,8 @@ const Walk = (() => {
       this.data = data;
       this.packet = packet;
       this.ends = [];
+      this.doubts = new Map();
+      this.marks = data.marks ??= marks(data.tables);
       const bits = data.family === "ipv6" ? 128 : 32;
       const own = data.host && new Set(data.host.map(one => address(one)));
       const loopback = x => bits === 32 ? x >> 24n === 127n : x === 1n;
@@ -363,17 +544,22 @@ const Walk = (() => {
     paths() {
       const { source, destination, port, origin, mark, known } = this.packet;
       const start = { source, destination, port, mark, connmark: 0, translated: false, masqueraded: false,
-        tracked: true, known: new Map(Object.entries(known)), steps: [] };
+        tracked: true, known: new Map(Object.entries(known)), assumed: [], steps: [] };
       const begin = [[start, ONE]];
       if (origin === "node") this.send(begin);
-      else this.route(this.pass("PREROUTING", begin, this.packet.in, ""), on => this.takeIn(on), on => this.forward(on));
-      return this.ends;
+      else this.route(this.routable(this.pass("PREROUTING", begin, this.packet.in, "")), on => this.takeIn(on), on => this.forward(on));
+      return settled(this.ends, this.doubts);
+    }
+
+    note(key, order, detail, steps) {
+      const known = this.doubts.get(key.id);
+      if (!known || compare(order, known.order) < 0) this.doubts.set(key.id, { order, detail, steps });
     }
 
     end(fate, p, weight, detail = "") {
       const destination = fate === "translated" ? endpoint(p.destination, p.port, this.host.bits) : "";
       const masqueraded = (fate === "translated" || fate === "untouched") && p.masqueraded;
-      this.ends.push({ outcome: { fate, destination, masqueraded, detail }, weight, steps: p.steps, known: p.known });
+      this.ends.push({ outcome: { fate, destination, masqueraded, detail }, weight, steps: p.steps, known: p.known, p });
       if (this.ends.length > MOST_WAYS) throw new Error(`more than ${MOST_WAYS} ways: ask kpx trace`);
     }
 
@@ -392,26 +578,29 @@ const Walk = (() => {
       this.arrive(this.pass("INPUT", again, "lo", "", "nat"));
     }
 
-    // What is for the host itself goes one way, the rest another. Where that isn't known, only an outcome that is the
-    // same both ways is.
+    // The kernel drops what was translated to 0.0.0.0; what the host itself sends there, it delivers to itself.
+    isNowhere(p) { return this.host.bits === 32 && p.destination === 0n; }
+    routable(on) {
+      return on.filter(([p, weight]) => !(p.translated && this.isNowhere(p)) || this.end("dropped", p, weight));
+    }
+
+    // What is for the host itself goes one way, the rest another; where that isn't known, both.
     route(on, here, away) {
-      const at = answer => on.filter(([p]) => this.host.isLocal(p.destination) === answer);
-      here(at(true));
-      away(at(false));
-      for (const one of at(null)) {
-        const before = this.ends;
-        const sides = [here, away].map(way => { this.ends = []; way([one]); return this.ends; });
-        const [taken, sent] = sides.map(ends => JSON.stringify(outcomes(ends)));
-        this.ends = before;
-        if (taken === sent) this.ends.push(...sides[1]);
-        else this.end("unknown", one[0], one[1], `whether ${plain(one[0].destination, this.host.bits)} is an address of the host`);
+      const ways = { true: [], false: [] };
+      for (const [p, weight] of on) {
+        const key = keyed(["local", p.destination]), local = this.isNowhere(p) || (this.host.isLocal(p.destination) ?? implied(p.assumed, key));
+        if (local !== null) { ways[local].push([p, weight]); continue; }
+        this.note(key, [-1, 0, "", 0], `whether ${plain(p.destination, this.host.bits)} is an address of the host`, p.steps);
+        for (const truth of [true, false]) ways[truth].push([{ ...p, assumed: [...p.assumed, { key, truth }] }, weight]);
       }
+      here(ways.true);
+      away(ways.false);
     }
 
     pass(hook, on, inward, outward, without = "") {
       for (const table of TABLES[hook]) {
         if (!this.data.tables[table]?.[hook] || table === without) continue;
-        const scene = { packet: this.packet, host: this.host, table, hook, in: inward, out: outward };
+        const scene = { packet: this.packet, host: this.host, marks: this.marks.mark, table, hook, in: inward, out: outward };
         const [asked, passed] = table === "nat" ? this.translatable(on) : [on, []];
         for (const [p, weight] of asked)
           for (const [verdict, after, part] of this.chain(scene, hook, p, weight, [])) {
@@ -419,7 +608,7 @@ const Walk = (() => {
             if (verdict === "accept" || policy === "ACCEPT") passed.push([after, part]);
             else this.end("dropped", this.step(after, scene, hook, 0, `policy ${policy}`), part);
           }
-        on = passed;
+        on = joined(passed);
       }
       return on;
     }
@@ -450,9 +639,12 @@ const Walk = (() => {
       for (let at = from; at < rules.length && on.length; at++) {
         const next = [];
         for (const [q, part] of on)
-          for (const [truth, after, share] of ask(rules[at], q, part, scene)) {
+          for (const [truth, after, share] of ask(rules[at], q, part, scene, [scene.table, scene.hook, name, at + 1])) {
             if (!share.n) continue;
-            if (truth === false || (truth === null && this.isIdle(scene, rules[at], after, above))) next.push([after, share]);
+            for (const { key } of after.assumed.slice(q.assumed.length))
+              this.note(key, [HOOKS.indexOf(scene.hook), ALL_TABLES.indexOf(scene.table), name, at + 1],
+                `${scene.table} ${name}: ${rules[at][0]}`, this.step(q, scene, name, at + 1, rules[at][0]).steps);
+            if (truth === false) next.push([after, share]);
             else {
               const known = this.step(after, scene, name, at + 1, rules[at][0]);
               if (truth === null) this.lost(scene, name, rules[at], known, share);
@@ -461,7 +653,7 @@ const Walk = (() => {
                 else yield [verdict, out, rest];
             }
           }
-        on = next;
+        on = joined(next);
       }
       for (const [q, part] of on) yield ["back", q, part];
     }
@@ -475,7 +667,10 @@ const Walk = (() => {
       else if (target === "REJECT") this.end("rejected", p, weight, rule[4].flatMap(option => option[2] ?? []).join(" "));
       else if (Object.hasOwn(CHANGES, target)) {
         const changed = CHANGES[target](p, rule[4], scene);
-        if (changed) yield [GOES_ON.has(target) ? "on" : "accept", changed, weight];
+        if (changed) {
+          const counting = { ...changed, mark: (changed.mark & this.marks.mark) >>> 0, connmark: (changed.connmark & this.marks.connmark) >>> 0 };
+          yield [GOES_ON.has(target) ? "on" : "accept", counting, weight];
+        }
         else this.lost(scene, name, rule, p, weight);
       } else if (!this.data.tables[scene.table][target]) this.lost(scene, name, rule, p, weight);
       else
@@ -483,24 +678,10 @@ const Walk = (() => {
           yield [verdict === "accept" ? "accept" : rule[5] ? "back" : "on", out, part];
     }
 
-    // Whether it makes no difference if this packet matches: behind the rule it is where and what it was.
-    isIdle(scene, rule, p, above) {
-      if (SILENT.has(rule[3])) return true;
-      if (rule[5] || ["ACCEPT", "RETURN", "DROP", "REJECT"].includes(rule[3]) || Object.hasOwn(CHANGES, rule[3])) return false;
-      const kept = this.ends;
-      this.ends = [];
-      const out = [...this.chain(scene, rule[3], { ...p, steps: [] }, ONE, above)];
-      const idle = !this.ends.length && out.every(([verdict, q]) => verdict === "back" && same(p, q));
-      this.ends = kept;
-      return idle;
-    }
-
     lost(scene, chain, rule, p, weight) { this.end("unknown", p, weight, `${scene.table} ${chain}: ${rule[0]}`); }
   }
 
   const KEPT = ["source", "destination", "port", "mark", "connmark", "translated", "masqueraded", "tracked"];
-  const same = (p, q) => KEPT.every(key => p[key] === q[key]) && p.known.size === q.known.size
-    && [...p.known].every(([name, age]) => q.known.get(name) === age);
 
   // Outcomes with their probabilities, the likeliest first.
   function outcomes(paths) {

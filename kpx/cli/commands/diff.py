@@ -18,9 +18,9 @@ from kpx.compiler.layout import Layout
 @backend_option
 @click.option(
     "--against",
-    type=click.Path(exists=True, path_type=Path),
-    help="Compare with this instead of the kernel: an output of iptables-save, or other manifests (a directory, or a "
-    "file that ends in .yaml, .yml or .json). Needs no root.",
+    type=click.Path(exists=True, allow_dash=True, path_type=Path),
+    help="Compare with this instead of the kernel: an output of iptables-save (- for standard input), or other "
+    "manifests (a directory, or a file that ends in .yaml, .yml or .json). Needs no root.",
 )
 @click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True)
 @json_options("kpx.cli.diff", "The same as --format json")
