@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kpx.analysis.packet import Outcome, Packet
+from kpx.analysis.setting import NOTHING_KNOWN, About
 from kpx.analysis.simulate import Path, Simulator
 from kpx.analysis.state import Step
 from kpx.netfilter.owners import is_own_chain, rule_owner
@@ -42,6 +43,7 @@ class PacketReport(AskedPacket):
     """The packet that was traced, and the rules that it was sent through."""
 
     rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
+    about: About = Field(description="what one has to know of the rules first")
     host_known: bool = Field(
         description="whether the host's addresses are known; if not, endpoints are taken to be elsewhere"
     )
@@ -96,6 +98,7 @@ def trace(
     known: Mapping[str, float] | None = None,
     *,
     rules: str = "",
+    about: About = NOTHING_KNOWN,
     name_of: NameOf = lambda chain: None,
 ) -> Trace:
     """Send a packet through rules and tell all about it. `rules` says where these are from.
@@ -108,7 +111,7 @@ def trace(
         shares[path.outcome] = shares.get(path.outcome, Fraction(0)) + path.probability
     return Trace(
         packet=PacketReport(
-            rules=printable(rules), host_known=simulator.host.known, **packet_fields(packet, known or {})
+            rules=printable(rules), about=about, host_known=simulator.host.known, **packet_fields(packet, known or {})
         ),
         outcomes=outcome_reports(shares),
         paths=[_path(path, name_of) for path in paths],

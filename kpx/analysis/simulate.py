@@ -91,10 +91,20 @@ class Path:
 
 
 class Simulator:
-    """Sends packets through tables of one family. Rules are taken apart when a packet first meets them."""
+    """Sends packets through tables of one family. Rules are taken apart when a packet first meets them.
 
-    def __init__(self, tables: Tables, family: Family, host: Host, policies: Policies | None = None) -> None:
-        self.family, self.host, self.policies = family, host, policies or {}
+    `unread` are tables that may hold rules which nobody could read, with why: behind them nothing is certain.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        family: Family,
+        host: Host,
+        policies: Policies | None = None,
+        unread: Mapping[str, str] | None = None,
+    ) -> None:
+        self.family, self.host, self.policies, self.unread = family, host, policies or {}, unread or {}
         self.tables = tables
         self._chains: dict[tuple[str, str], Chain] = {}
 
@@ -165,7 +175,10 @@ class _Journey:
             self.doubts[key] = doubt
 
     def end(self, outcome: Outcome, state: State, weight: Fraction) -> None:
-        """The packet's way ends here."""
+        """The packet's way ends here. Behind rules that nobody could read, that isn't certain."""
+        if state.unread and outcome.fate is not Fate.UNKNOWN:
+            why = " and ".join(self.simulator.unread[table] for table in state.unread)
+            outcome = Outcome(Fate.UNKNOWN, detail=f"{why}; by the other tables: {outcome}")
         self.ended.append((outcome, state, weight))
 
     def _arrive(self, weights: Weights) -> None:
@@ -238,19 +251,35 @@ class _Journey:
     ) -> Weights:
         """Pass the tables of one hook; returns what goes on behind it."""
         for table in _TABLES_OF[hook]:
-            if weights and self.simulator.chain(table, hook) is not None and table not in passed_over:
+            if table in passed_over:
+                continue
+            if table in self.simulator.unread:
+                weights = self._pass_unread(table, weights)
+            elif weights and self.simulator.chain(table, hook) is not None:
                 host, marks = self.simulator.host, self.simulator.marks.packet
                 scene = Scene(self.packet, host, table, hook, in_interface, out_interface, self.known, marks)
                 weights = self._pass_table(scene, weights)
         return weights
 
+    def _pass_unread(self, table: str, weights: Weights) -> Weights:
+        """Pass a table of which nobody knows the rules."""
+        passed: Weights = {}
+        for state, weight in weights.items():
+            met = table not in state.unread and (table != "nat" or self._is_translatable(state))
+            _add(passed, state._replace(unread=(*state.unread, table)) if met else state, weight)
+        return passed
+
+    def _is_translatable(self, state: State) -> bool:
+        """Whether nat is asked: for what begins a connection that conntrack knows of."""
+        new = self.packet.state == "NEW" or (self.packet.state == "RELATED" and self.packet.protocol != "icmp")
+        return new and state.tracked
+
     def _pass_table(self, scene: Scene, weights: Weights) -> Weights:
         table = scene.table
         untranslatable: Weights = {}
         if table == "nat":
-            new = self.packet.state == "NEW" or (self.packet.state == "RELATED" and self.packet.protocol != "icmp")
-            untranslatable = {state: weight for state, weight in weights.items() if not (new and state.tracked)}
-            weights = {state: weight for state, weight in weights.items() if new and state.tracked}
+            untranslatable = {state: weight for state, weight in weights.items() if not self._is_translatable(state)}
+            weights = {state: weight for state, weight in weights.items() if state not in untranslatable}
         visit = _Visit(self, scene)
         at_end = visit.chain(scene.hook, weights) if weights else {}
         policy = self.simulator.policies.get((table, scene.hook), "ACCEPT")

@@ -20,6 +20,7 @@ class State(NamedTuple):
     `masqueraded` says that its source was replaced. `tracked` is false behind `CT --notrack`. `connmark` is the mark of
     its connection. `noted` are the lists of xt_recent that it put its sender on, `forgotten` those it took it off.
     `assumed` are the answers to what isn't known with which it got here.
+    `unread` are the tables that it passed of which nobody knows the rules.
     `trail` and `examined`, the number of rules it was compared with, are only kept for packets that are traced.
     """
 
@@ -34,6 +35,7 @@ class State(NamedTuple):
     noted: frozenset[str] = frozenset()
     forgotten: frozenset[str] = frozenset()
     assumed: Assumed = ()
+    unread: tuple[str, ...] = ()
     trail: "Trail | None" = None
     examined: int = 0
 

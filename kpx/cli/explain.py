@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kpx.analysis.report import OutcomeReport
 from kpx.cli.inputs import FAMILIES, Inputs
-from kpx.cli.output import json_options, json_text, page, put, share
+from kpx.cli.output import json_options, json_text, page, put, put_setting, put_unread, share
 from kpx.cli.rules import Held, RuleSource, rule_options
 from kpx.errors import InputError
 from kpx.explain.explain import explain
@@ -35,28 +35,33 @@ def command(source: RuleSource, asked: str, family: str | None, everything: bool
 
     Says every way in and who may use it, which endpoints take part on this node and which don't and why, and what is
     wrong. With manifests (-f) and rules (--rules or --live) it also says where the rules are not as they should be;
-    with rules alone, what these tell.
+    with rules alone, what these tell. Exit status 1 if a table of the rules could not be read.
 
     \b
     Example:
       kpx explain shop/web -f shop/ --config config.yaml --rules dump.save
     """
     families = FAMILIES[family] if family else source.families
+    held = [] if source.compiles else [source.held(one) for one in families]
     if source.inputs:
-        worlds, origin = _worlds(source, source.inputs, families)
-        found = explain(asked, worlds, origin)
+        for one in held:
+            one.require_whole()
+        found = explain(asked, _worlds(source, source.inputs, families, held), held[0].origin if held else "manifests")
     else:
-        held = [source.held(one) for one in families]
         found = explain_rules(asked, [one.simulator for one in held], held[0].origin)
+    if held:
+        found = found.model_copy(update={"about_rules": held[0].about})
     if as_json:
         click.echo(json_text(found, Explanation))
     else:
         with page() as out:
             _print(out, found, len(found.ports) * 10_000 if everything else SHOWN)
+    if found.about_rules.unread:
+        raise SystemExit(1)
 
 
-def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family]) -> tuple[list[World], str]:
-    held: dict[Family, Held] = {} if source.compiles else {one: source.held(one) for one in families}
+def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family], some: Sequence[Held]) -> list[World]:
+    held = {one.simulator.family: one for one in some}
     hosts = {one: source.host(one) for one in families}
     worlds = [
         World(
@@ -74,16 +79,18 @@ def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family]) -> t
     ]
     if not inputs.objects and inputs.problems:
         raise InputError(inputs.problems)
-    return worlds, next((one.origin for one in held.values()), "manifests")
+    return worlds
 
 
 # ---- for people ----
 
 
 def _print(out: Console, found: Explanation, shown: int) -> None:
+    put_unread(out, found.about_rules)
     put(out, Text(found.about, "bold"))
     where = f" on node {found.node}" if found.node else ""
     put(out, Text(f"rules of {found.rules}{where}", "dim"))
+    put_setting(out, found.about_rules)
     _print_findings(out, found)
     for port in found.ports:
         _print_port(out, port, shown)
@@ -98,7 +105,7 @@ def _print_findings(out: Console, found: Explanation) -> None:
         put(out, Text.assemble(("! ", "bold yellow") if one.wrong else ("· ", "bold cyan"), whom, one.what), 0, 2)
         if one.advice:
             put(out, Text.assemble(("What to do: ", "bold"), one.advice), 2, 2)
-    if not any(one.wrong for one in found.every_finding):
+    if not any(one.wrong for one in found.every_finding) and not found.about_rules.unread:
         out.print()
         # Without manifests nobody can say that what is refused should be.
         if found.is_open:

@@ -47,7 +47,7 @@ def command(
     Ways in are blue, endpoints green, refusals red; arrows bear the share of packets that takes them. Asks the rules in
     the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f those that manifests
     compile to. Of more than 24 endpoints of a Service a few are drawn, the others counted. SVG needs Graphviz and takes
-    up to 500 service ports; the page, DOT and Mermaid don't.
+    up to 500 service ports; the page, DOT and Mermaid don't. Exit status 1 if a table of the rules could not be read.
 
     \b
     Example:
@@ -70,6 +70,14 @@ def command(
                 f"GitHub will not draw this: Mermaid takes {MOST_CHARACTERS:,} characters and {MOST_ARROWS} arrows, "
                 f"this has {len(text):,} and {len(shown.arrows):,}; name fewer Services"
             )
+    _write(text, output)
+    for line in (*held.about.unread, *held.about.notes):
+        log.warning(f"{held.origin}: {line}")
+    if held.about.unread:
+        raise SystemExit(1)
+
+
+def _write(text: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return

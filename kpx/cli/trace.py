@@ -15,7 +15,7 @@ from kpx.analysis.packet import Fate, Origin, Packet, endpoint, number
 from kpx.analysis.report import OutcomeReport, PathReport, StepReport, Trace, segments, trace, unknowns
 from kpx.analysis.simulate import Simulator
 from kpx.analysis.targets import TARGETS
-from kpx.cli.output import json_options, json_text, page, place_of, put, share
+from kpx.cli.output import json_options, json_text, page, place_of, put, put_setting, put_unread, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.compiler import names
 from kpx.errors import KpxError
@@ -81,6 +81,8 @@ def command(
     Asks the rules in the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f
     those that manifests compile to. Probabilities are exact. What can't be known is said, never guessed.
 
+    Exit status 1 if a table of the rules could not be read, so that nothing behind it is certain.
+
     \b
     Example:
       kpx trace 'tcp 10.244.1.5 -> 10.96.1.10:80' --from pod --rules dump.save
@@ -103,12 +105,15 @@ def command(
         bridged=details["bridged"],
     )
     lists = _known(held.simulator, asked, known)
-    found = trace(held.simulator, asked, lists, rules=held.origin, name_of=_names(source, held.simulator).get)
+    names = _names(source, held.simulator)
+    found = trace(held.simulator, asked, lists, rules=held.origin, about=held.about, name_of=names.get)
     if as_json:
         click.echo(json_text(found, Trace))
     else:
         with page() as out:
             _print(out, found, len(found.paths) if everything else SHOWN)
+    if found.packet.about.unread:
+        raise SystemExit(1)
 
 
 def _origin(simulator: Simulator, address: str) -> Origin:
@@ -159,11 +164,13 @@ def _known(simulator: Simulator, packet: Packet, words: Sequence[str]) -> Mappin
 
 def _print(out: Console, found: Trace, shown: int) -> None:
     packet = found.packet
+    put_unread(out, packet.about)
     source = place_of(packet.source, packet.source_port)
     destination = place_of(packet.destination, packet.destination_port)
     where = {"pod": "from a pod", "outside": "from outside", "node": "from the node itself"}[packet.origin]
     put(out, Text.assemble((f"{packet.protocol} {source} -> {destination}", "bold"), f" {where}, {packet.ctstate}"))
     put(out, Text(f"through the rules of {packet.rules}", "dim"))
+    put_setting(out, packet.about)
     if not packet.host_known:
         put(out, Text("the node's addresses aren't known (--node-address): endpoints are taken to be elsewhere", "dim"))
     for title, ways in _by_segment(found.paths):

@@ -22,7 +22,7 @@ from kpx.analysis.verdict import (
     rules_report,
 )
 from kpx.cli.inputs import FAMILIES
-from kpx.cli.output import json_options, json_text, page, place_of, put, share
+from kpx.cli.output import json_options, json_text, page, place_of, put, put_setting, put_unread, share
 from kpx.cli.rules import RuleSource, rule_options
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -52,7 +52,7 @@ def command(source: RuleSource, equivalent: tuple[str, str] | None, family: str 
     at those that manifests compile to. With --equivalent, compares two rulesets instead: every class of packets that
     any rule tells apart, with exact probabilities; so `equivalent` is a proof.
 
-    Exit status 0: nothing found, or equivalent; 1: findings, or not equivalent.
+    Exit status 0: nothing found, or equivalent; 1: findings, a table that could not be read, or not equivalent.
 
     \b
     Example:
@@ -85,7 +85,7 @@ def _verified(source: RuleSource, family: Family) -> RulesReport:
     held = source.held(family)
     tables = Tables(held.simulator.tables, family)
     found = [*(_two_backends(family) if source.is_live else ()), *findings(tables)]
-    return rules_report(held.origin, family, len(tables), found)
+    return rules_report(held.origin, family, len(tables), found, held.about)
 
 
 def _two_backends(family: Family) -> Iterator[Finding]:
@@ -98,6 +98,8 @@ def _two_backends(family: Family) -> Iterator[Finding]:
 
 
 def _print_findings(out: Console, report: RulesReport) -> None:
+    put_unread(out, report.about)
+    put_setting(out, report.about)
     for one in report.findings:
         place = f"{one.table} {one.chain}" + (f" {one.position}" if one.position else "")
         colour = {"error": "red", "warning": "yellow", "note": "cyan"}[one.severity]
@@ -107,6 +109,7 @@ def _print_findings(out: Console, report: RulesReport) -> None:
             put(out, Text(one.rule, "dim"), 2)
         put(out, Text(f"→ {one.advice}", "green"), 2, 2)
     summary = _summary(report.findings)
+    summary = f"not whole, {summary}" if report.about.unread else summary
     out.print(Text(f"{report.rules}: {summary} in {report.count} rules", "bold"), soft_wrap=True)
 
 
@@ -156,7 +159,9 @@ def _compared(sources: tuple[RuleSource, RuleSource], names: tuple[str, str], fa
 
 
 def _side(source: RuleSource, family: Family) -> Side:
-    simulator = source.held(family).simulator
+    held = source.held(family)
+    held.require_whole()
+    simulator = held.simulator
     return simulator.tables, simulator.policies
 
 
