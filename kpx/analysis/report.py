@@ -78,6 +78,10 @@ class StepReport(Part):
 class PathReport(Part):
     """One way to an outcome: the rules that lead there, in order."""
 
+    is_sample: bool = Field(
+        description="whether it stands for all ways that come to the same, since these are too many to list"
+    )
+
     outcome: OutcomeReport
     examined: int = Field(description="how many rules the packet is compared with")
     remembered: Sequence[str] = Field(description="lists of xt_recent that the sender is on behind it")
@@ -103,7 +107,7 @@ def trace(
 ) -> Trace:
     """Send a packet through rules and tell all about it. `rules` says where these are from.
 
-    Chains that `name_of` can't name get their name from the comments that the packet meets. Raises WaysError.
+    Chains that `name_of` can't name get their name from the comments that the packet meets.
     """
     paths = simulator.paths(packet, known)
     shares: dict[Outcome, Fraction] = {}
@@ -158,6 +162,7 @@ def _path(path: Path, name_of: NameOf) -> PathReport:
     names = _names(path, name_of)
     return PathReport(
         outcome=OutcomeReport(**outcome_fields(path.outcome, path.probability)),
+        is_sample=path.is_sample,
         examined=path.examined,
         remembered=sorted(map(printable, path.noted)),
         steps=[_step(step, names) for step in path.steps],

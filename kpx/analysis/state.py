@@ -36,7 +36,7 @@ class State(NamedTuple):
     forgotten: frozenset[str] = frozenset()
     assumed: Assumed = ()
     unread: tuple[str, ...] = ()
-    trail: "Trail | None" = None
+    trail: "Trail | Sample | None" = None
     examined: int = 0
 
 
@@ -58,6 +58,36 @@ class Trail(NamedTuple):
 
     step: Step
     before: "Trail | None"
+
+
+class Sample:
+    """The trail of one way among many, and how many rules it was compared with.
+
+    All samples are equal: packets that are the same but for their ways are one, with the way of the first.
+    """
+
+    __slots__ = ("examined", "trail")
+
+    def __init__(self, trail: Trail | None = None, examined: int = 0) -> None:
+        self.trail, self.examined = trail, examined
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sample)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def then(self, later: "Sample") -> "Sample":
+        """This way and another one behind it."""
+        steps = []
+        trail = later.trail
+        while trail is not None:
+            steps.append(trail.step)
+            trail = trail.before
+        joined = self.trail
+        for step in reversed(steps):
+            joined = Trail(step, joined)
+        return Sample(joined, self.examined + later.examined)
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,8 @@ def _print(out: Console, found: Trace, shown: int) -> None:
         out.print()
         out.print(Text(title, "bold"))
         _print_ways(out, ways, 2, shown)
+    if any(path.is_sample for path in found.paths):
+        put(out, Text("There are too many ways to list: of those that come to the same, one is shown.", "dim"))
     out.print()
     _print_outcomes(out, found, shown)
     for what in unknowns(found):
