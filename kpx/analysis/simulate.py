@@ -405,11 +405,22 @@ class _Visit:
                     _merge(on, stays)
                     _merge(back, returns)
             on = joined(on) if self.journey.doubts else on
-            if self.journey.mode is _Mode.WAYS and len(on) + len(back) + len(self.journey.ended) > MOST_WAYS:
-                raise _WaysError
+            if len(on) + len(back) > MOST_WAYS or len(self.journey.ended) > MOST_WAYS:
+                on = self._crowded(step, on)
         self._above.pop()
         _merge(back, self._counted(on, len(chain) - passed))
         return joined(back)
+
+    def _crowded(self, step: Step, weights: Weights) -> Weights:
+        """Where packets have become too many different ones, what comes of them isn't known. Raises _WaysError."""
+        if self.journey.mode is _Mode.WAYS:
+            raise _WaysError
+        if len(weights) <= MOST_WAYS:
+            return weights
+        detail = f"{step.table} {step.chain}: up to rule {step.position} packets have more than {MOST_WAYS} fates"
+        for state, weight in weights.items():
+            self.journey.end(Outcome(Fate.UNKNOWN, detail=detail), state, weight)
+        return {}
 
     def _strand(self, name: str, weights: Weights) -> None:
         """End the way of packets that no chain of this name can take."""
