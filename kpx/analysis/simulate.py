@@ -489,7 +489,7 @@ class _Visit:
         """The packet with one more step on its trail, if trails are kept."""
         trail = state.trail
         if isinstance(trail, Sample):
-            return state._replace(trail=Sample(Trail(step, trail.trail), trail.examined))
+            return state._replace(trail=trail.step(step))
         return state._replace(trail=Trail(step, trail)) if self.journey.mode is _Mode.WAYS else state
 
     def _lost(self, step: Step, state: State, weight: Fraction) -> None:
@@ -515,7 +515,7 @@ def _scale(weights: Weights, more: Weights, before: State, by: Fraction) -> None
 
 def _compared(state: State, rules: int) -> State:
     trail = state.trail
-    return state._replace(trail=Sample(trail.trail, trail.examined + rules)) if isinstance(trail, Sample) else state
+    return state._replace(trail=trail.compared(rules)) if isinstance(trail, Sample) else state
 
 
 def _behind(before: State, state: State) -> State:
