@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from kpx.analysis.packet import Fate, Outcome
-from kpx.analysis.state import Assumed, Key, State, Step, Trail
+from kpx.analysis.state import Assumed, Key, Sample, State, Step, Trail
 
 Weights = dict[State, Fraction]
 """Packets on their way, with their probabilities."""
@@ -35,10 +35,10 @@ class Doubt:
 
     order: tuple[int, int, str, int]
     detail: str
-    trail: Trail | None
+    trail: Trail | Sample | None
 
     @classmethod
-    def of(cls, step: Step, trail: Trail | None) -> "Doubt":
+    def of(cls, step: Step, trail: Trail | Sample | None) -> "Doubt":
         """A rule that asks for what isn't known."""
         order = (_HOOKS.index(step.hook), _TABLES.index(step.table), step.chain, step.position)
         return cls(order, f"{step.table} {step.chain}: {step.rule}", trail)

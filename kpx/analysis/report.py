@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kpx.analysis.packet import Outcome, Packet
+from kpx.analysis.setting import NOTHING_KNOWN, About
 from kpx.analysis.simulate import Path, Simulator
 from kpx.analysis.state import Step
 from kpx.netfilter.owners import is_own_chain, rule_owner
@@ -42,6 +43,7 @@ class PacketReport(AskedPacket):
     """The packet that was traced, and the rules that it was sent through."""
 
     rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
+    about: About = Field(description="what one has to know of the rules first")
     host_known: bool = Field(
         description="whether the host's addresses are known; if not, endpoints are taken to be elsewhere"
     )
@@ -76,6 +78,10 @@ class StepReport(Part):
 class PathReport(Part):
     """One way to an outcome: the rules that lead there, in order."""
 
+    is_sample: bool = Field(
+        description="whether it stands for all ways that come to the same, since these are too many to list"
+    )
+
     outcome: OutcomeReport
     examined: int = Field(description="how many rules the packet is compared with")
     remembered: Sequence[str] = Field(description="lists of xt_recent that the sender is on behind it")
@@ -96,11 +102,12 @@ def trace(
     known: Mapping[str, float] | None = None,
     *,
     rules: str = "",
+    about: About = NOTHING_KNOWN,
     name_of: NameOf = lambda chain: None,
 ) -> Trace:
     """Send a packet through rules and tell all about it. `rules` says where these are from.
 
-    Chains that `name_of` can't name get their name from the comments that the packet meets. Raises WaysError.
+    Chains that `name_of` can't name get their name from the comments that the packet meets.
     """
     paths = simulator.paths(packet, known)
     shares: dict[Outcome, Fraction] = {}
@@ -108,7 +115,7 @@ def trace(
         shares[path.outcome] = shares.get(path.outcome, Fraction(0)) + path.probability
     return Trace(
         packet=PacketReport(
-            rules=printable(rules), host_known=simulator.host.known, **packet_fields(packet, known or {})
+            rules=printable(rules), about=about, host_known=simulator.host.known, **packet_fields(packet, known or {})
         ),
         outcomes=outcome_reports(shares),
         paths=[_path(path, name_of) for path in paths],
@@ -155,6 +162,7 @@ def _path(path: Path, name_of: NameOf) -> PathReport:
     names = _names(path, name_of)
     return PathReport(
         outcome=OutcomeReport(**outcome_fields(path.outcome, path.probability)),
+        is_sample=path.is_sample,
         examined=path.examined,
         remembered=sorted(map(printable, path.noted)),
         steps=[_step(step, names) for step in path.steps],

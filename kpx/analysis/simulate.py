@@ -9,18 +9,18 @@ connection and direction of translation. Tables that aren't given are taken to b
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from fractions import Fraction
 from functools import cached_property
 
 from kpx.analysis import asked
 from kpx.analysis.chain import Chain, KernelRule
-from kpx.analysis.doubt import Doubt, Weights, implied, joined, settled
+from kpx.analysis.doubt import Doubt, End, Weights, bare, implied, joined, settled
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, endpoint, is_address, number, text
-from kpx.analysis.state import Key, Scene, State, Step, Trail
+from kpx.analysis.state import Key, Sample, Scene, State, Step, Trail
 from kpx.analysis.targets import CHANGES, GOES_ON, REFUSALS, SILENT, change
-from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter.ruleset import Rules, Ruleset
 from kpx.netfilter.save import Saved
@@ -67,13 +67,22 @@ def translated_to(tables: Tables) -> frozenset[str]:
     return frozenset(one for one in found if is_address(one))
 
 
-MOST_WAYS = 50_000
+MOST_WAYS = 20_000
+"""Ways that are told apart. Of more, one stands for all that come to the same."""
 DEEPEST = 128
 """Chains that a packet may be in at once; nf_tables takes 16."""
 
 
-class WaysError(KpxError):
-    """A packet has so many ways that they can't be listed, although its outcomes may be few."""
+class _Mode(Enum):
+    """What is kept of the ways that packets take: nothing, one of those that come to the same, or all."""
+
+    OUTCOMES = auto()
+    SAMPLES = auto()
+    WAYS = auto()
+
+
+class _WaysError(Exception):
+    """A packet has too many ways to tell them apart, or passes the same chains as the same too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,7 @@ class Path:
     """One way that a packet can take: the rules it matches, in order, and what comes of it with which probability.
 
     `examined` counts all rules that it is compared with, `noted` are the lists of xt_recent that its sender is on then.
+    `is_sample` says that it stands for all ways that come to the same, since these are too many to list.
     """
 
     outcome: Outcome
@@ -88,13 +98,24 @@ class Path:
     steps: tuple[Step, ...]
     examined: int
     noted: frozenset[str] = frozenset()
+    is_sample: bool = False
 
 
 class Simulator:
-    """Sends packets through tables of one family. Rules are taken apart when a packet first meets them."""
+    """Sends packets through tables of one family. Rules are taken apart when a packet first meets them.
 
-    def __init__(self, tables: Tables, family: Family, host: Host, policies: Policies | None = None) -> None:
-        self.family, self.host, self.policies = family, host, policies or {}
+    `unread` are tables that may hold rules which nobody could read, with why: behind them nothing is certain.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        family: Family,
+        host: Host,
+        policies: Policies | None = None,
+        unread: Mapping[str, str] | None = None,
+    ) -> None:
+        self.family, self.host, self.policies, self.unread = family, host, policies or {}, unread or {}
         self.tables = tables
         self._chains: dict[tuple[str, str], Chain] = {}
 
@@ -108,18 +129,18 @@ class Simulator:
 
         `known` are the lists of xt_recent that the sender is on, with the seconds since it was last put there.
         """
-        return _outcomes(_Journey(self, packet, known or {}, traced=False).ends())
+        return _outcomes(_Journey(self, packet, known or {}, _Mode.OUTCOMES).ends())
 
     def paths(self, packet: Packet, known: Mapping[str, float] | None = None) -> tuple[Path, ...]:
         """Every way to an outcome, the likeliest first. A match of chance makes two of one, whatever its effect.
 
-        Raises WaysError if there are more than `MOST_WAYS`.
+        Where chains branch and join so that ways are too many, each path stands for all that come to the same.
         """
-        ends = _Journey(self, packet, known or {}, traced=True).ends()
-        paths = (
-            Path(outcome, weight, _steps(state.trail), state.examined, state.noted) for outcome, state, weight in ends
-        )
-        return tuple(sorted(paths, key=lambda path: -path.probability))
+        try:
+            ends = _Journey(self, packet, known or {}, _Mode.WAYS).ends()
+        except _WaysError:
+            ends = _Journey(self, packet, known or {}, _Mode.SAMPLES).ends()
+        return tuple(sorted((_path(*end) for end in ends), key=lambda path: -path.probability))
 
     def chain(self, table: str, name: str) -> Chain | None:
         """A chain, ready to be passed; None if there is none of this name."""
@@ -132,6 +153,12 @@ class Simulator:
         return self._chains[key]
 
 
+def _path(outcome: Outcome, state: State, probability: Fraction) -> Path:
+    if isinstance(state.trail, Sample):
+        return Path(outcome, probability, _steps(state.trail.trail), state.trail.examined, state.noted, is_sample=True)
+    return Path(outcome, probability, _steps(state.trail), state.examined, state.noted)
+
+
 def _steps(trail: Trail | None) -> tuple[Step, ...]:
     steps = []
     while trail is not None:
@@ -141,10 +168,11 @@ def _steps(trail: Trail | None) -> tuple[Step, ...]:
 
 
 class _Journey:
-    """One packet's way through the hooks. `traced` keeps apart what took different ways."""
+    """One packet's way through the hooks."""
 
-    def __init__(self, simulator: Simulator, packet: Packet, known: Mapping[str, float], traced: bool) -> None:
-        self.simulator, self.packet, self.known, self.traced = simulator, packet, known, traced
+    def __init__(self, simulator: Simulator, packet: Packet, known: Mapping[str, float], mode: _Mode) -> None:
+        self.simulator, self.packet, self.known, self.mode = simulator, packet, known, mode
+        self.toll = _Toll()
         self.ended: list[tuple[Outcome, State, Fraction]] = []
         self.doubts: dict[Key, Doubt] = {}
 
@@ -152,6 +180,8 @@ class _Journey:
         """What can become of the packet."""
         packet = self.packet
         start = State(number(packet.source), number(packet.destination), packet.destination_port, packet.mark)
+        if self.mode is _Mode.SAMPLES:
+            start = start._replace(trail=Sample())
         if packet.origin is Origin.NODE:
             self._send({start: Fraction(1)})
         else:
@@ -165,7 +195,10 @@ class _Journey:
             self.doubts[key] = doubt
 
     def end(self, outcome: Outcome, state: State, weight: Fraction) -> None:
-        """The packet's way ends here."""
+        """The packet's way ends here. Behind rules that nobody could read, that isn't certain."""
+        if state.unread and outcome.fate is not Fate.UNKNOWN:
+            why = " and ".join(self.simulator.unread[table] for table in state.unread)
+            outcome = Outcome(Fate.UNKNOWN, detail=f"{why}; by the other tables: {outcome}")
         self.ended.append((outcome, state, weight))
 
     def _arrive(self, weights: Weights) -> None:
@@ -238,19 +271,35 @@ class _Journey:
     ) -> Weights:
         """Pass the tables of one hook; returns what goes on behind it."""
         for table in _TABLES_OF[hook]:
-            if weights and self.simulator.chain(table, hook) is not None and table not in passed_over:
+            if table in passed_over:
+                continue
+            if table in self.simulator.unread:
+                weights = self._pass_unread(table, weights)
+            elif weights and self.simulator.chain(table, hook) is not None:
                 host, marks = self.simulator.host, self.simulator.marks.packet
                 scene = Scene(self.packet, host, table, hook, in_interface, out_interface, self.known, marks)
                 weights = self._pass_table(scene, weights)
         return weights
 
+    def _pass_unread(self, table: str, weights: Weights) -> Weights:
+        """Pass a table of which nobody knows the rules."""
+        passed: Weights = {}
+        for state, weight in weights.items():
+            met = table not in state.unread and (table != "nat" or self._is_translatable(state))
+            _add(passed, state._replace(unread=(*state.unread, table)) if met else state, weight)
+        return passed
+
+    def _is_translatable(self, state: State) -> bool:
+        """Whether nat is asked: for what begins a connection that conntrack knows of."""
+        new = self.packet.state == "NEW" or (self.packet.state == "RELATED" and self.packet.protocol != "icmp")
+        return new and state.tracked
+
     def _pass_table(self, scene: Scene, weights: Weights) -> Weights:
         table = scene.table
         untranslatable: Weights = {}
         if table == "nat":
-            new = self.packet.state == "NEW" or (self.packet.state == "RELATED" and self.packet.protocol != "icmp")
-            untranslatable = {state: weight for state, weight in weights.items() if not (new and state.tracked)}
-            weights = {state: weight for state, weight in weights.items() if new and state.tracked}
+            untranslatable = {state: weight for state, weight in weights.items() if not self._is_translatable(state)}
+            weights = {state: weight for state, weight in weights.items() if state not in untranslatable}
         visit = _Visit(self, scene)
         at_end = visit.chain(scene.hook, weights) if weights else {}
         policy = self.simulator.policies.get((table, scene.hook), "ACCEPT")
@@ -271,16 +320,74 @@ def _outcomes(ends: Sequence[tuple[Outcome, State, Fraction]]) -> Mapping[Outcom
     return dict(found)
 
 
+class _Toll:
+    """Counts how often chains are passed, to stop where the same is done over and over."""
+
+    def __init__(self) -> None:
+        self._passed = 0
+        self._met: set[tuple[str, str, State]] = set()
+
+    def pay(self, table: str, name: str, states: Iterable[State]) -> None:
+        """Some packets enter a chain. Raises _WaysError."""
+        for state in states:
+            self._passed += 1
+            self._met.add((table, name, bare(state)))
+        if self._passed > 200 + 8 * len(self._met):
+            raise _WaysError
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """What comes of one packet that enters a chain: what comes back, what is accepted, whose way ends there."""
+
+    back: Weights
+    accepted: Weights
+    ended: Mapping[tuple[Outcome, State], Fraction]
+
+
 class _Visit:
-    """One table in one hook. What is accepted there is collected in `accepted`."""
+    """One table in one hook. What is accepted there is collected in `accepted`.
+
+    What comes of a packet that enters a chain is worked out once, unless all ways are to be told apart: so the work
+    grows with the rules, and not with the ways through chains that branch and join.
+    """
 
     def __init__(self, journey: _Journey, scene: Scene) -> None:
         self.journey, self.table, self.scene = journey, scene.table, scene
         self.accepted: Weights = {}
         self._above: list[str] = []
+        self._passages: dict[tuple[str, State], _Passage] = {}
 
     def chain(self, name: str, weights: Weights) -> Weights:
         """Pass a chain; returns what comes back from it."""
+        if self.journey.mode is _Mode.WAYS:
+            self.journey.toll.pay(self.table, name, weights)
+            return self._walk(name, weights)
+        back: Weights = {}
+        for state, weight in weights.items():
+            passage = self._passage(name, state)
+            _scale(back, passage.back, state, weight)
+            _scale(self.accepted, passage.accepted, state, weight)
+            for (outcome, after), part in passage.ended.items():
+                self.journey.ended.append((outcome, _behind(state, after), weight * part))
+        return joined(back)
+
+    def _passage(self, name: str, state: State) -> _Passage:
+        key = (name, bare(state))
+        found = self._passages.get(key)
+        if found is None:
+            kept = self.accepted, self.journey.ended
+            self.accepted, self.journey.ended = {}, []
+            trail = Sample() if self.journey.mode is _Mode.SAMPLES else None
+            back = self._walk(name, {key[1]._replace(trail=trail): Fraction(1)})
+            found = _Passage(back, self.accepted, _summed(self.journey.ended))
+            self.accepted, self.journey.ended = kept
+            if name not in self._above and len(self._above) < DEEPEST:
+                self._passages[key] = found
+        return found
+
+    def _walk(self, name: str, weights: Weights) -> Weights:
+        """Pass a chain, rule by rule."""
         chain = self.journey.simulator.chain(self.table, name)
         if chain is None or name in self._above or len(self._above) == DEEPEST:
             self._strand(name, weights)
@@ -298,11 +405,22 @@ class _Visit:
                     _merge(on, stays)
                     _merge(back, returns)
             on = joined(on) if self.journey.doubts else on
-            if self.journey.traced and len(on) + len(back) + len(self.journey.ended) > MOST_WAYS:
-                raise WaysError(f"{self.table} {name}: more than {MOST_WAYS} ways lead up to rule {position}")
+            if len(on) + len(back) > MOST_WAYS or len(self.journey.ended) > MOST_WAYS:
+                on = self._crowded(step, on)
         self._above.pop()
         _merge(back, self._counted(on, len(chain) - passed))
         return joined(back)
+
+    def _crowded(self, step: Step, weights: Weights) -> Weights:
+        """Where packets have become too many different ones, what comes of them isn't known. Raises _WaysError."""
+        if self.journey.mode is _Mode.WAYS:
+            raise _WaysError
+        if len(weights) <= MOST_WAYS:
+            return weights
+        detail = f"{step.table} {step.chain}: up to rule {step.position} packets have more than {MOST_WAYS} fates"
+        for state, weight in weights.items():
+            self.journey.end(Outcome(Fate.UNKNOWN, detail=detail), state, weight)
+        return {}
 
     def _strand(self, name: str, weights: Weights) -> None:
         """End the way of packets that no chain of this name can take."""
@@ -318,9 +436,13 @@ class _Visit:
 
     def _counted(self, weights: Weights, rules: int) -> Weights:
         """Packets that have been compared with so many more rules."""
-        if not self.journey.traced:
-            return weights
-        return {state._replace(examined=state.examined + rules): weight for state, weight in weights.items()}
+        match self.journey.mode:
+            case _Mode.OUTCOMES:
+                return weights
+            case _Mode.WAYS:
+                return {state._replace(examined=state.examined + rules): weight for state, weight in weights.items()}
+            case _Mode.SAMPLES:
+                return {_compared(state, rules): weight for state, weight in weights.items()}
 
     def _cases(self, step: Step, rule: KernelRule, state: State, weight: Fraction) -> Iterator[tuple[Weights, Weights]]:
         """What comes of asking a rule: what goes on behind it, and what leaves the chain for its caller."""
@@ -365,7 +487,10 @@ class _Visit:
 
     def traced(self, step: Step, state: State) -> State:
         """The packet with one more step on its trail, if trails are kept."""
-        return state._replace(trail=Trail(step, state.trail)) if self.journey.traced else state
+        trail = state.trail
+        if isinstance(trail, Sample):
+            return state._replace(trail=trail.step(step))
+        return state._replace(trail=Trail(step, trail)) if self.journey.mode is _Mode.WAYS else state
 
     def _lost(self, step: Step, state: State, weight: Fraction) -> None:
         """What becomes of the packet behind a rule that can't be judged isn't known."""
@@ -380,3 +505,27 @@ def _add(weights: Weights, state: State, weight: Fraction) -> None:
 def _merge(weights: Weights, more: Weights) -> None:
     for state, weight in more.items():
         _add(weights, state, weight)
+
+
+def _scale(weights: Weights, more: Weights, before: State, by: Fraction) -> None:
+    """Add what comes of a packet that has a way behind it."""
+    for state, weight in more.items():
+        _add(weights, _behind(before, state), by * weight)
+
+
+def _compared(state: State, rules: int) -> State:
+    trail = state.trail
+    return state._replace(trail=trail.compared(rules)) if isinstance(trail, Sample) else state
+
+
+def _behind(before: State, state: State) -> State:
+    if isinstance(before.trail, Sample) and isinstance(state.trail, Sample):
+        return state._replace(trail=before.trail.then(state.trail))
+    return state
+
+
+def _summed(ends: Sequence[End]) -> Mapping[tuple[Outcome, State], Fraction]:
+    found: dict[tuple[Outcome, State], Fraction] = defaultdict(Fraction)
+    for outcome, state, weight in ends:
+        found[outcome, state] += weight
+    return found

@@ -9,6 +9,7 @@ from pydantic import Field
 from kpx.analysis.checks import Finding
 from kpx.analysis.equivalence import Example, Share
 from kpx.analysis.report import AskedPacket, OutcomeReport, outcome_fields, packet_fields
+from kpx.analysis.setting import NOTHING_KNOWN, About
 from kpx.family import Family
 from kpx.printable import printable
 from kpx.shape import Part
@@ -33,6 +34,7 @@ class RulesReport(Part):
 
     rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
     family: Literal["ipv4", "ipv6"]
+    about: About = Field(description="what one has to know of the rules first")
     count: int = Field(description="how many rules were looked at")
     findings: tuple[FindingReport, ...]
 
@@ -44,8 +46,9 @@ class Verification(Part):
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong; notes are nothing wrong."""
-        return all(one.severity == "note" for report in self.verified for one in report.findings)
+        """Whether nothing is wrong, notes aside, and everything could be read."""
+        wrong = any(one.severity != "note" for report in self.verified for one in report.findings)
+        return not wrong and not any(report.about.unread for report in self.verified)
 
 
 class ShareReport(OutcomeReport):
@@ -72,10 +75,12 @@ class Equivalence(Part):
     example: ExampleReport | None = Field(description="a packet that tells them apart; null if they are equivalent")
 
 
-def rules_report(rules: str, family: Family, count: int, findings: Sequence[Finding]) -> RulesReport:
+def rules_report(
+    rules: str, family: Family, count: int, findings: Sequence[Finding], about: About = NOTHING_KNOWN
+) -> RulesReport:
     """The report of what was found in the rules of a family."""
     found = tuple(FindingReport.model_validate(_shown(one)) for one in findings)
-    return RulesReport(rules=rules, family=family.value, count=count, findings=found)
+    return RulesReport(rules=rules, family=family.value, about=about, count=count, findings=found)
 
 
 def _shown(one: Finding) -> dict[str, object]:

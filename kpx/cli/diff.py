@@ -12,6 +12,7 @@ from pydantic import Field
 
 from kpx import host, logs
 from kpx.cli import review
+from kpx.cli.dumps import load_dump
 from kpx.cli.inputs import Inputs, read_inputs, tools_for
 from kpx.cli.options import FAMILIES
 from kpx.cli.output import columns, json_text
@@ -22,7 +23,7 @@ from kpx.family import Family
 from kpx.netfilter import names
 from kpx.netfilter.counting import any_counts, uncounted
 from kpx.netfilter.ruleset import Ruleset
-from kpx.netfilter.save import Saved, SaveError, parse_save
+from kpx.netfilter.save import Saved
 from kpx.printable import printable
 from kpx.reconcile.apply import read_live
 from kpx.reconcile.owners import owners_of
@@ -80,7 +81,8 @@ def _are_manifests(path: Path) -> bool:
 def _compare_rules(
     inputs: Inputs, families: Sequence[Family], any_layout: bool, backend: str, against: Path | None, form: str
 ) -> None:
-    live = {one: _read_dump(against) if against else read_live(tools_for(one, backend)) for one in families}
+    dump = load_dump(str(against)) if against else None
+    live = {one: dump.whole(one) if dump else read_live(tools_for(one, backend)) for one in families}
     if any_layout:
         inputs = replace(inputs, layout=_layout_of(live.values()))
     liberal = against is None and host.tcp_be_liberal()
@@ -114,16 +116,6 @@ def _tell_of_counters(inputs: Inputs, live: Mapping[Family, Saved], liberal: boo
     for family, ruleset in inputs.compile(counting, liberal, nfacct=counting).rulesets.items():
         if make_plan(ruleset, live[family]):
             log.info(f"{family}: rules that only count packets (-m nfacct) aren't as kube-proxy has them")
-
-
-def _read_dump(path: Path) -> Saved:
-    try:
-        data = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
-        return parse_save(data.decode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise KpxError(f"{path}: {error.strerror}") from error
-    except SaveError as error:
-        raise KpxError(f"{path}: {error}") from error
 
 
 def _json(found: Differences) -> str:

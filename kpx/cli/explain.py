@@ -11,7 +11,7 @@ from rich.text import Text
 from kpx.analysis.report import OutcomeReport
 from kpx.cli.inputs import Inputs
 from kpx.cli.options import FAMILIES
-from kpx.cli.output import json_text, page, put, share
+from kpx.cli.output import json_text, page, put, put_setting, put_unread, share
 from kpx.cli.rules import Held, RuleSource, with_rules
 from kpx.errors import InputError
 from kpx.explain.explain import explain
@@ -32,21 +32,26 @@ SHAPE = Explanation
 def command(source: RuleSource, asked: str, family: str | None, everything: bool, as_json: bool) -> None:
     """Explain WHAT: a Service (shop/web, shop/web:http), a VIP, a node port, a pod's address or a chain."""
     families = FAMILIES[family] if family else source.families
+    held = [] if source.compiles else [source.held(one) for one in families]
     if source.inputs:
-        worlds, origin = _worlds(source, source.inputs, families)
-        found = explain(asked, worlds, origin)
+        for one in held:
+            one.require_whole()
+        found = explain(asked, _worlds(source, source.inputs, families, held), held[0].origin if held else "manifests")
     else:
-        held = [source.held(one) for one in families]
         found = explain_rules(asked, [one.simulator for one in held], held[0].origin)
+    if held:
+        found = found.model_copy(update={"about_rules": held[0].about})
     if as_json:
         click.echo(json_text(found, Explanation))
     else:
         with page() as out:
             _print(out, found, len(found.ports) * 10_000 if everything else SHOWN)
+    if found.about_rules.unread:
+        raise SystemExit(1)
 
 
-def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family]) -> tuple[list[World], str]:
-    held: dict[Family, Held] = {} if source.compiles else {one: source.held(one) for one in families}
+def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family], some: Sequence[Held]) -> list[World]:
+    held = {one.simulator.family: one for one in some}
     hosts = {one: source.host(one) for one in families}
     worlds = [
         World(
@@ -64,16 +69,18 @@ def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family]) -> t
     ]
     if not inputs.objects and inputs.problems:
         raise InputError(inputs.problems)
-    return worlds, next((one.origin for one in held.values()), "manifests")
+    return worlds
 
 
 # ---- for people ----
 
 
 def _print(out: Console, found: Explanation, shown: int) -> None:
+    put_unread(out, found.about_rules)
     put(out, Text(found.about, "bold"))
     where = f" on node {found.node}" if found.node else ""
     put(out, Text(f"rules of {found.rules}{where}", "dim"))
+    put_setting(out, found.about_rules)
     _print_findings(out, found)
     for port in found.ports:
         _print_port(out, port, shown)
@@ -88,7 +95,7 @@ def _print_findings(out: Console, found: Explanation) -> None:
         advice = " ".join(dict.fromkeys(one.advice for one in reversed(some) if one.advice))
         if advice:
             put(out, Text.assemble(("What to do: ", "bold"), advice), 2, 2)
-    if not any(one.wrong for one in found.every_finding):
+    if not any(one.wrong for one in found.every_finding) and not found.about_rules.unread:
         out.print()
         # Without manifests nobody can say that what is refused should be.
         if found.is_open:

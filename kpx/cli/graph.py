@@ -53,6 +53,14 @@ def command(
                 f"GitHub will not draw this: Mermaid takes {MOST_CHARACTERS:,} characters and {MOST_ARROWS} arrows, "
                 f"this has {len(text):,} and {len(shown.arrows):,}; name fewer Services"
             )
+    _write(text, output)
+    for line in (*held.about.unread, *held.about.notes):
+        log.warning(f"{held.origin}: {line}")
+    if held.about.unread:
+        raise SystemExit(1)
+
+
+def _write(text: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.text import Text
 
+from kpx.analysis.setting import About
 from kpx.analysis.words import share as share
 from kpx.family import host_port
 
@@ -38,6 +39,18 @@ def put(console: Console, text: Text, indent: int = 0, hanging: int = 4) -> None
     """Print a text `indent` columns from the left, and `hanging` more where it goes on in another line."""
     for number, line in enumerate(text.wrap(console, max(console.width - indent - hanging, 20))):
         console.print(Text(" " * (indent + (hanging if number else 0))) + line, soft_wrap=True)
+
+
+def put_unread(console: Console, about: About) -> None:
+    """Say what of rules nobody could read, and what else one has to know of them first."""
+    for line in (*about.unread, *about.notes):
+        put(console, Text.assemble(("! ", "bold yellow"), line), 0, 2)
+
+
+def put_setting(console: Console, about: About) -> None:
+    """Say what wrote rules and what else is at work, if that is known."""
+    if about.setting:
+        put(console, Text(about.setting, "dim"))
 
 
 def place_of(address: str, port: int | None) -> str:

@@ -1,26 +1,26 @@
 """Rules to ask questions about: those in the kernel, those that manifests compile to, or a dump's. For any command."""
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kpx import host
 from kpx.analysis.packet import Host
+from kpx.analysis.setting import About, setting_of
 from kpx.analysis.simulate import Simulator, tables_of, tables_of_save, translated_to
 from kpx.api import Node
+from kpx.cli.dumps import STDIN, Dump, load_dump
 from kpx.cli.inputs import Inputs, read_inputs, tools_for
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.model.node import node_view
-from kpx.netfilter.reading import BUILT_IN, read_tables
-from kpx.netfilter.save import Saved, SaveError, parse_save
+from kpx.netfilter.reading import BUILT_IN, read_tables, unreadable
+from kpx.netfilter.save import Saved
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-STDIN = "-"
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,27 @@ class Held:
 
     Where the host's addresses aren't known, those that the rules translate to are taken to be others'.
 
-    `saved` is what a dump or the kernel told, None if the rules were compiled.
+    `saved` is what a dump or the kernel told, None if the rules were compiled. `notes` is what one has to know of a
+    dump before any answer.
     """
 
     origin: str
     simulator: Simulator
     saved: Saved | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def about(self) -> About:
+        """What one has to know of these rules before any answer."""
+        unread = (f"{why}: what it does isn't known" for why in self.simulator.unread.values())
+        setting = "" if self.saved is None else str(setting_of(self.simulator.tables))
+        return About(setting=setting, unread=tuple(unread), notes=self.notes)
+
+    def require_whole(self) -> None:
+        """Raise KpxError if a table could not be read, for a command that compares rules."""
+        if self.simulator.unread:
+            why = ", and ".join(self.simulator.unread.values())
+            raise KpxError(f"{self.origin}: {why}: what isn't there can't be compared; give all of iptables-save")
 
 
 @dataclass(frozen=True)
@@ -77,24 +92,30 @@ class RuleSource:
         if self.compiles and self.inputs:
             ruleset = self.inputs.compile((family,)).rulesets[family]
             return Held("manifests", Simulator(tables_of(ruleset), family, self.host(family)))
-        origin, saved = self._dump if self.rules is not None else self._kernel(family)
-        if self.rules is not None and (other := _family_of(saved)) not in (family, None):
-            raise KpxError(f"{origin}: holds rules of {other}, not of {family}")
+        if self.rules is None:
+            tools = tools_for(family, self.backend)
+            saved = read_tables(tools, tuple(BUILT_IN))
+            unread = unreadable(tools, saved)
+            return Held(f"the kernel ({tools.backend})", self._simulator(saved, family, unread), saved)
+        one = self._dump.of(family)
+        return Held(self._dump.origin, self._simulator(one.saved, family, one.unread), one.saved, one.notes)
+
+    def _simulator(self, saved: Saved, family: Family, unread: Mapping[str, str] = NOTHING) -> Simulator:
         tables, policies = tables_of_save(saved)
         host = self.host(family)
         if not host.known:
             host = Host(None, elsewhere=translated_to(tables))
-        return Held(origin, Simulator(tables, family, host, policies), saved)
+        return Simulator(tables, family, host, policies, unread)
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The families that there are rules of: of a dump one, else both."""
-        return tuple(Family) if self.rules is None else (_family_of(self._dump[1]) or Family.IPV4,)
+        """The families that there are rules of: those of a dump, else both."""
+        return tuple(Family) if self.rules is None else self._dump.families
 
     @property
     def dump_family(self) -> Family | None:
         """The family of a dump; None if the rules are no dump's, or no address tells. Raises KpxError."""
-        return None if self.rules is None else _family_of(self._dump[1])
+        return None if self.rules is None else self._dump.saves[0].family
 
     def host(self, family: Family) -> Host:
         """The host that the rules act on: the addresses named, else those in the kernel, or of the Node object."""
@@ -114,37 +135,12 @@ class RuleSource:
         return self.rules is None and not self.compiles
 
     @cached_property
-    def _dump(self) -> tuple[str, Saved]:
-        name = self.rules or STDIN
-        origin = "standard input" if name == STDIN else name
-        try:
-            data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
-            return origin, parse_save(data.decode(errors="surrogateescape"))
-        except OSError as error:
-            raise KpxError(f"{origin}: {error.strerror}") from error
-        except (SaveError, ValueError) as error:
-            raise KpxError(f"{origin}: {error}") from error
-
-    def _kernel(self, family: Family) -> tuple[str, Saved]:
-        tools = tools_for(family, self.backend)
-        return f"the kernel ({tools.backend})", read_tables(tools, tuple(BUILT_IN))
+    def _dump(self) -> Dump:
+        return load_dump(self.rules or STDIN)
 
 
 def _is_node(one: object, name: str) -> bool:
     return isinstance(one, Node) and one.metadata.name == name
-
-
-def _family_of(saved: Saved) -> Family | None:
-    """The family of the first address in a dump; None if there is none."""
-    for table in saved.values():
-        for chain in table.chains.values():
-            for rule in chain.rules:
-                words = rule.split(" ", 3)
-                if words[0] == "!":
-                    del words[0]
-                if words[0] in ("-s", "-d") and len(words) > 1:
-                    return Family.of(words[1])
-    return None
 
 
 def with_rules(command: Command) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kpx.analysis.traffic import EndpointTraffic, Reading, ServiceTraffic, Traffic, traffic
+from kpx.cli.dumps import load_dump
 from kpx.cli.inputs import tools_for
 from kpx.cli.options import FAMILIES
 from kpx.cli.output import json_text, page
@@ -20,7 +21,7 @@ from kpx.errors import KpxError
 from kpx.netfilter.counters import Counted, parse_counters, read_counters
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.reading import read_tables
-from kpx.netfilter.save import Saved, SaveError, parse_save
+from kpx.netfilter.save import Saved, SavedChain
 from kpx.netfilter.tools import Tools, binary
 
 _LINES_AROUND = 5
@@ -117,17 +118,25 @@ def _owners(saved: Saved) -> dict[str, str]:
 
 
 def _read_dump(path: Path) -> Reading:
-    try:
-        data = path.read_bytes()
-        saved = parse_save(data.decode(errors="surrogateescape"))
-    except OSError as error:
-        raise KpxError(f"{path}: {error.strerror}") from error
-    except SaveError as error:
-        raise KpxError(f"{path}: {error}") from error
-    counters: dict[str, Counted] = {one.chain: one for one in parse_counters(data.split(b"\n"))}
-    if not counters and b"-j DNAT" in data:
-        raise KpxError(f"{path}: has no counters: they are in the output of iptables-save -c")
-    return Reading(0.0, counters, _owners(saved))
+    dump = load_dump(str(path))
+    counters: dict[str, Counted] = {}
+    owners: dict[str, str] = {}
+    for one in dump.saves:
+        if "nat" in one.unread:
+            raise KpxError(f"{path}: {one.unread['nat']}")
+        chains = one.saved["nat"].chains if "nat" in one.saved else {}
+        lines = (line for name, chain in chains.items() for line in _counted(name, chain))
+        counters |= {found.chain: found for found in parse_counters(lines)}
+        owners |= _owners(one.saved)
+        if not counters and any("-j DNAT" in rule for chain in chains.values() for rule in chain.rules):
+            raise KpxError(f"{path}: has no counters: they are in the output of iptables-save -c")
+    return Reading(0.0, counters, owners)
+
+
+def _counted(name: str, chain: SavedChain) -> Iterator[bytes]:
+    """The rules of a chain as iptables-save -c prints them."""
+    for rule, (packets, size) in zip(chain.rules, chain.counters or (), strict=False):
+        yield f"[{packets}:{size}] -A {name} {rule}".encode(errors="surrogateescape")
 
 
 # ---- for people ----

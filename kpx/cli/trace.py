@@ -15,7 +15,7 @@ from kpx.analysis.packet import Fate, Origin, Packet, endpoint, number
 from kpx.analysis.report import OutcomeReport, PathReport, StepReport, Trace, segments, trace, unknowns
 from kpx.analysis.simulate import Simulator
 from kpx.analysis.targets import TARGETS
-from kpx.cli.output import json_text, page, place_of, put, share
+from kpx.cli.output import json_text, page, place_of, put, put_setting, put_unread, share
 from kpx.cli.rules import RuleSource, with_rules
 from kpx.compiler import names
 from kpx.errors import KpxError
@@ -59,12 +59,15 @@ def command(
         bridged=details["bridged"],
     )
     lists = _known(held.simulator, asked, known)
-    found = trace(held.simulator, asked, lists, rules=held.origin, name_of=_names(source, held.simulator).get)
+    names = _names(source, held.simulator)
+    found = trace(held.simulator, asked, lists, rules=held.origin, about=held.about, name_of=names.get)
     if as_json:
         click.echo(json_text(found, Trace))
     else:
         with page() as out:
             _print(out, found, len(found.paths) if everything else SHOWN)
+    if found.packet.about.unread:
+        raise SystemExit(1)
 
 
 def _origin(simulator: Simulator, address: str) -> Origin:
@@ -115,17 +118,21 @@ def _known(simulator: Simulator, packet: Packet, words: Sequence[str]) -> Mappin
 
 def _print(out: Console, found: Trace, shown: int) -> None:
     packet = found.packet
+    put_unread(out, packet.about)
     source = place_of(packet.source, packet.source_port)
     destination = place_of(packet.destination, packet.destination_port)
     where = {"pod": "from a pod", "outside": "from outside", "node": "from the node itself"}[packet.origin]
     put(out, Text.assemble((f"{packet.protocol} {source} -> {destination}", "bold"), f" {where}, {packet.ctstate}"))
     put(out, Text(f"through the rules of {packet.rules}", "dim"))
+    put_setting(out, packet.about)
     if not packet.host_known:
         put(out, Text("the node's addresses aren't known (--node-address): endpoints are taken to be elsewhere", "dim"))
     for title, ways in _by_segment(found.paths):
         out.print()
         out.print(Text(title, "bold"))
         _print_ways(out, ways, 2, shown)
+    if any(path.is_sample for path in found.paths):
+        put(out, Text("There are too many ways to list: of those that come to the same, one is shown.", "dim"))
     out.print()
     _print_outcomes(out, found, shown)
     for what in unknowns(found):

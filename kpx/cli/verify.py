@@ -22,7 +22,7 @@ from kpx.analysis.verdict import (
     rules_report,
 )
 from kpx.cli.options import FAMILIES
-from kpx.cli.output import json_text, page, place_of, put, share
+from kpx.cli.output import json_text, page, place_of, put, put_setting, put_unread, share
 from kpx.cli.rules import RuleSource, with_rules
 from kpx.errors import KpxError
 from kpx.explain.unaccepted import unaccepted
@@ -68,7 +68,7 @@ def _verified(source: RuleSource, family: Family) -> RulesReport:
     host = held.simulator.host
     tables = Tables(held.simulator.tables, family, host.addresses(family) if host.known else None)
     found = [*(_two_backends(family) if source.is_live else ()), *findings(tables), *unaccepted(held.simulator)]
-    return rules_report(held.origin, family, len(tables), found)
+    return rules_report(held.origin, family, len(tables), found, held.about)
 
 
 def _two_backends(family: Family) -> Iterator[Finding]:
@@ -81,6 +81,8 @@ def _two_backends(family: Family) -> Iterator[Finding]:
 
 
 def _print_findings(out: Console, report: RulesReport) -> None:
+    put_unread(out, report.about)
+    put_setting(out, report.about)
     for one in report.findings:
         place = f"{one.table} {one.chain}" + (f" {one.position}" if one.position else "")
         colour = {"error": "red", "warning": "yellow", "note": "cyan"}[one.severity]
@@ -90,6 +92,7 @@ def _print_findings(out: Console, report: RulesReport) -> None:
             put(out, Text(one.rule, "dim"), 2)
         put(out, Text(f"→ {one.advice}", "green"), 2, 2)
     summary = _summary(report.findings)
+    summary = f"not whole, {summary}" if report.about.unread else summary
     out.print(Text(f"{report.rules}: {summary} in {report.count} rules", "bold"), soft_wrap=True)
 
 
@@ -139,7 +142,9 @@ def _compared(sources: tuple[RuleSource, RuleSource], names: tuple[str, str], fa
 
 
 def _side(source: RuleSource, family: Family) -> Side:
-    simulator = source.held(family).simulator
+    held = source.held(family)
+    held.require_whole()
+    simulator = held.simulator
     return simulator.tables, simulator.policies
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 from kpx.analysis.packet import Fate, Outcome, Packet
-from kpx.analysis.simulate import WaysError
 from kpx.explain.report import Finding
 from kpx.explain.stopped import who
 from kpx.explain.ways import Sender, Way
@@ -118,10 +117,7 @@ def _said(outcomes: Mapping[Outcome, Fraction]) -> str:
 
 def _decisive(world: World, packet: Packet, desired: Mapping[Outcome, Fraction]) -> str:
     """The rule that makes the difference, where one does: the last one on a way that should not end so."""
-    try:
-        paths = world.actual.paths(packet) if world.actual else ()
-    except WaysError:
-        return ""
+    paths = world.actual.paths(packet) if world.actual else ()
     wrong = next((path for path in paths if path.outcome not in desired and path.steps), None)
     if wrong is None or wrong.outcome.fate not in (Fate.DROPPED, Fate.REJECTED, Fate.UNKNOWN):
         return ""

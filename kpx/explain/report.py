@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from kpx.analysis.report import OutcomeReport
+from kpx.analysis.setting import NOTHING_KNOWN, About
 from kpx.shape import Part
 
 
@@ -73,6 +74,7 @@ class Explanation(Part):
     asked: str
     about: str = Field(description="what that is")
     rules: str = Field(description="where the rules are from: a file, the kernel, manifests")
+    about_rules: About = Field(default=NOTHING_KNOWN, description="what one has to know of the rules first")
     node: str = Field(description="the node's name; empty if only rules are known")
     findings: Sequence[Finding] = Field(description="what concerns no single port")
     ports: Sequence[ServicePortReport]

@@ -64,7 +64,8 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
         if words:
             findings |= dict.fromkeys(_jumps(simulator))
     if not about:
-        raise KpxError(f"these rules tell nothing of {excerpt(asked)}")
+        unread = "; ".join(dict.fromkeys(why for one in simulators for why in one.unread.values()))
+        raise KpxError(f"these rules tell nothing of {excerpt(asked)}{f' ({unread})' if unread else ''}")
     return Explanation(asked=asked, about=about, rules=rules, node="", findings=list(findings), ports=ports)
 
 
@@ -294,7 +295,7 @@ def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterato
 def _jumps(simulator: Simulator) -> Iterator[Finding]:
     """The built-in chains that should lead to Services and don't."""
     nat = simulator.tables.get("nat", {})
-    for hook in ("PREROUTING", "OUTPUT"):
+    for hook in ("PREROUTING", "OUTPUT") if "nat" not in simulator.unread else ():
         if not any(target_of(rule) == "KUBE-SERVICES" for rule in nat.get(hook, ())):
             yield Finding(
                 code="not-connected",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from kpx.analysis.packet import Fate, Outcome, Packet
-from kpx.analysis.simulate import Path, Simulator, WaysError
+from kpx.analysis.simulate import Path, Simulator
 from kpx.analysis.state import Step
 from kpx.netfilter.destination import oddities
 from kpx.netfilter.names import MARK_DROP, is_policy, ours
@@ -128,10 +128,7 @@ def stops(simulator: Simulator, packet: Packet, endpoints: Collection[str] | Non
         for one in outcomes
     ):
         return {}
-    try:
-        paths = simulator.paths(packet)
-    except WaysError:
-        paths = ()
+    paths = simulator.paths(packet)
     found: dict[Outcome, Stop] = {}
     for path in paths:
         stop = _stop(simulator, packet, path, endpoints)

@@ -102,6 +102,18 @@ def _saved(tools: Tools, tables: Collection[str], niceness: int) -> Saved | None
     return saved if whole else None
 
 
+def unreadable(tools: Tools, saved: Saved) -> Mapping[str, str]:
+    """The tables that the kernel has and that could not be read, with why; `saved` is what could."""
+    if tools.backend is Backend.LEGACY:
+        return {}
+    there = nft.table_names(tools.family)
+    return {
+        table: f"iptables can't print table {table} (`nft list ruleset` can)"
+        for table in BUILT_IN
+        if table in there and table not in saved
+    }
+
+
 def _is_complete(text: str) -> bool:
     """Whether a save ends as saves do, and was not cut off."""
     end = text.rstrip("\n")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpx.analysis.packet import Fate, Host, Origin, Outcome, Packet, number
-from kpx.analysis.simulate import Simulator, Tables, WaysError, tables_of_save, translated_to
+from kpx.analysis.simulate import Simulator, Tables, tables_of_save, translated_to
 from kpx.analysis.state import State
 from kpx.family import Family
 from kpx.netfilter.ruleset import Rules
@@ -430,9 +430,15 @@ def test_what_makes_no_difference_need_not_be_known() -> None:
 
 
 def test_ways_that_can_not_be_listed() -> None:
-    idle = {"FORWARD": ("-m statistic --mode random --probability 0.5",) * 40}
-    with pytest.raises(WaysError):
-        Simulator({"filter": idle}, Family.IPV4, HOST).paths(OUTSIDE)
+    """One of those that come to the same is told, for all of them."""
+    chance = "-m statistic --mode random --probability"
+    idle = {"FORWARD": (*(f"{chance} 0.5",) * 40, f"{chance} 0.25 -j DROP")}
+    paths = Simulator({"filter": idle}, Family.IPV4, HOST).paths(OUTSIDE)
+    assert [(path.outcome.fate, path.probability, path.is_sample, path.examined) for path in paths] == [
+        (Fate.UNTOUCHED, Fraction(3, 4), True, 41),
+        (Fate.DROPPED, Fraction(1, 4), True, 41),
+    ]
+    assert paths[1].steps[-1].position == 41
 
 
 def test_chains_without_end() -> None:

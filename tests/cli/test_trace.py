@@ -147,10 +147,14 @@ def test_unknown_is_said_and_terminals_are_spared() -> None:
 
 
 def test_many_branches_are_cut() -> None:
-    save = "*nat\n" + "".join(
-        f"-A PREROUTING -m statistic --mode random --probability {1 / (40 - n):.9f} "
-        f"-j DNAT --to-destination 10.1.1.{n}\n"
-        for n in range(40)
+    save = (
+        "*nat\n"
+        + "".join(
+            f"-A PREROUTING -m statistic --mode random --probability {1 / (40 - n):.9f} "
+            f"-j DNAT --to-destination 10.1.1.{n}\n"
+            for n in range(40)
+        )
+        + "COMMIT\n"
     )
     flow = ("tcp 10.9.9.8 -> 10.9.9.9:80", "--rules", "-")
     short, whole = (kpx_trace(*flow, *more, stdin=save.encode()).stdout for more in ((), ("--all",)))

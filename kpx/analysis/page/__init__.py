@@ -23,6 +23,7 @@ def page(simulator: Simulator, drawn: Picture, origin: str) -> str:
         "origin": printable(origin),
         "family": simulator.family.value,
         "host": list(simulator.host.addresses(simulator.family)) if simulator.host.known else None,
+        "unread": {table: printable(why) for table, why in simulator.unread.items()},
         "policies": {f"{table} {chain}": policy for (table, chain), policy in simulator.policies.items()},
         "tables": _tables(simulator),
         "picture": _picture(drawn, folded(drawn)),

@@ -194,8 +194,9 @@ let DATA; // JSON, packed with gzip
         make("button", { type: "button", textContent: `${step.chain} ${step.position || ""}`, onclick: () => unfold(step.table, step.chain, step.position, null) }),
         make("code", { textContent: step.rule }))))));
     const more = found.paths.length > WAYS ? make("p", { textContent: `… ${found.paths.length - WAYS} more ways` }) : "";
+    const many = found.sampled ? make("p", { textContent: "There are too many ways to list: of those that come to the same, one is shown." }) : "";
     const hint = found.outcomes.some(one => one.fate === "unknown") ? make("p", { textContent: "A source port or what else rules may ask could help." }) : "";
-    out.replaceChildren(make("table", {}, make("tbody", {}, ...rows)), hint, ...ways, more);
+    out.replaceChildren(make("table", {}, make("tbody", {}, ...rows)), hint, many, ...ways, more);
     passed = new Set(found.paths.flatMap(path => path.steps.flatMap(step => [`${step.table} ${step.chain}`, `${step.table} ${step.chain} ${step.position}`])));
     const group = boxes.find(box => box.position && box.kind === "way in" && passed.has(box.id))?.group;
     if (group && group !== chosen) {
@@ -222,7 +223,9 @@ let DATA; // JSON, packed with gzip
     event.preventDefault();
   });
 
-  if (!DATA.host) find("host").textContent = "The node's addresses aren't known: endpoints are taken to be elsewhere.";
+  const unread = Object.values(DATA.unread);
+  if (unread.length) find("host").textContent = `${unread.join(" and ")}: what becomes of packets isn't certain.`;
+  else if (!DATA.host) find("host").textContent = "The node's addresses aren't known: endpoints are taken to be elsewhere.";
   addEventListener("hashchange", () => { if (addressed() !== chosen) show(addressed()); });
   if (groups.length) show(addressed());
 })();

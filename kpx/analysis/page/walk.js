@@ -522,13 +522,14 @@ const Walk = (() => {
   };
   const HOOKS = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
   const ALL_TABLES = ["raw", "mangle", "nat", "filter", "security"];
-  const MOST_WAYS = 50000, DEEPEST = 128;
+  const MOST_WAYS = 20000, DEEPEST = 128;
+
+  class TooManyWays extends Error {}
 
   class Journey {
-    constructor(data, packet) {
-      this.data = data;
-      this.packet = packet;
-      this.ends = [];
+    // `sampled`: of ways that come to the same one is kept; otherwise all are, and too many are an error.
+    constructor(data, packet, sampled) {
+      Object.assign(this, { data, packet, sampled, ends: [], passed: 0, met: new Set() });
       this.doubts = new Map();
       this.marks = data.marks ??= marks(data.tables);
       const bits = data.family === "ipv6" ? 128 : 32;
@@ -544,7 +545,7 @@ const Walk = (() => {
     paths() {
       const { source, destination, port, origin, mark, known } = this.packet;
       const start = { source, destination, port, mark, connmark: 0, translated: false, masqueraded: false,
-        tracked: true, known: new Map(Object.entries(known)), assumed: [], steps: [] };
+        tracked: true, unread: [], known: new Map(Object.entries(known)), assumed: [], steps: [] };
       const begin = [[start, ONE]];
       if (origin === "node") this.send(begin);
       else this.route(this.routable(this.pass("PREROUTING", begin, this.packet.in, "")), on => this.takeIn(on), on => this.forward(on));
@@ -559,8 +560,17 @@ const Walk = (() => {
     end(fate, p, weight, detail = "") {
       const destination = fate === "translated" ? endpoint(p.destination, p.port, this.host.bits) : "";
       const masqueraded = (fate === "translated" || fate === "untouched") && p.masqueraded;
-      this.ends.push({ outcome: { fate, destination, masqueraded, detail }, weight, steps: p.steps, known: p.known, p });
-      if (this.ends.length > MOST_WAYS) throw new Error(`more than ${MOST_WAYS} ways: ask kpx trace`);
+      let outcome = { fate, destination, masqueraded, detail };
+      if (p.unread.length && fate !== "unknown") { // behind rules that nobody could read nothing is certain
+        const why = p.unread.map(table => this.data.unread[table]).join(" and ");
+        const words = [fate, destination, masqueraded ? "masqueraded" : "", detail].filter(Boolean).join(" ");
+        outcome = { fate: "unknown", destination: "", masqueraded: false, detail: `${why}; by the other tables: ${words}` };
+      }
+      this.ends.push({ outcome, weight, steps: p.steps, known: p.known, p });
+      if (this.ends.length > MOST_WAYS) {
+        if (!this.sampled) throw new TooManyWays();
+        this.ends = summedEnds(this.ends);
+      }
     }
 
     arrive(on) { for (const [p, weight] of on) this.end(p.translated ? "translated" : "untouched", p, weight); }
@@ -599,7 +609,9 @@ const Walk = (() => {
 
     pass(hook, on, inward, outward, without = "") {
       for (const table of TABLES[hook]) {
-        if (!this.data.tables[table]?.[hook] || table === without) continue;
+        if (table === without) continue;
+        if (this.data.unread[table]) { on = this.unread(table, on); continue; }
+        if (!this.data.tables[table]?.[hook]) continue;
         const scene = { packet: this.packet, host: this.host, marks: this.marks.mark, table, hook, in: inward, out: outward };
         const [asked, passed] = table === "nat" ? this.translatable(on) : [on, []];
         for (const [p, weight] of asked)
@@ -608,9 +620,15 @@ const Walk = (() => {
             if (verdict === "accept" || policy === "ACCEPT") passed.push([after, part]);
             else this.end("dropped", this.step(after, scene, hook, 0, `policy ${policy}`), part);
           }
-        on = joined(passed);
+        on = joined(this.sampled ? summed(passed) : passed);
       }
       return on;
+    }
+
+    // Pass a table of which nobody knows the rules.
+    unread(table, on) {
+      const met = new Set(table === "nat" ? this.translatable(on)[0] : on);
+      return on.map(one => met.has(one) && !one[0].unread.includes(table) ? [{ ...one[0], unread: [...one[0].unread, table] }, one[1]] : one);
     }
 
     // nat is asked for what conntrack has not seen before; the others pass it.
@@ -623,8 +641,36 @@ const Walk = (() => {
       return { ...p, steps: [...p.steps, { table: scene.table, hook: scene.hook, chain, position, rule }] };
     }
 
-    // How packets leave a chain: ["accept" | "back", packet, weight].
+    // How packets leave a chain: ["accept" | "back", packet, weight]. What comes of a packet that enters it is worked
+    // out once, unless all ways are to be told apart: the work grows with the rules, not with the ways through them.
     *chain(scene, name, p, weight, above) {
+      if (!this.sampled) {
+        this.met.add(`${scene.table} ${scene.hook} ${name} ${idOf(p)}`);
+        if (++this.passed > 200 + 8 * this.met.size) throw new TooManyWays();
+        yield* this.walk(scene, name, p, weight, above);
+        return;
+      }
+      const { out, ends } = this.passage(scene, name, p, above);
+      for (const end of ends)
+        this.ends.push({ ...end, weight: times(weight, end.weight), steps: [...p.steps, ...end.steps] });
+      for (const [verdict, q, part] of out) yield [verdict, { ...q, steps: [...p.steps, ...q.steps] }, times(weight, part)];
+    }
+
+    passage(scene, name, p, above) {
+      const key = `${name} ${idOf(p)}`, known = scene.passages ??= new Map();
+      if (known.has(key)) return known.get(key);
+      const kept = this.ends;
+      this.ends = [];
+      const ways = [...this.walk(scene, name, { ...p, steps: [] }, ONE, above)];
+      const out = ["accept", "back"].flatMap(verdict =>
+        summed(ways.filter(([one]) => one === verdict).map(([, q, part]) => [q, part])).map(([q, part]) => [verdict, q, part]));
+      const found = { out, ends: summedEnds(this.ends) };
+      this.ends = kept;
+      if (!above.includes(name) && above.length < DEEPEST) known.set(key, found);
+      return found;
+    }
+
+    *walk(scene, name, p, weight, above) {
       const rules = this.data.tables[scene.table][name];
       if (!rules || above.includes(name) || above.length === DEEPEST) {
         const why = above.includes(name) ? "leads to itself" : above.length === DEEPEST ? "lies too deep" : "is missing";
@@ -653,7 +699,8 @@ const Walk = (() => {
                 else yield [verdict, out, rest];
             }
           }
-        on = joined(next);
+        on = joined(this.sampled ? summed(next) : next);
+        if (on.length > MOST_WAYS) on = this.crowded(scene, name, at + 1, on);
       }
       for (const [q, part] of on) yield ["back", q, part];
     }
@@ -678,10 +725,37 @@ const Walk = (() => {
           yield [verdict === "accept" ? "accept" : rule[5] ? "back" : "on", out, part];
     }
 
+    // Where packets have become too many different ones, what comes of them isn't known.
+    crowded(scene, chain, position, on) {
+      if (!this.sampled) throw new TooManyWays();
+      const detail = `${scene.table} ${chain}: up to rule ${position} packets have more than ${MOST_WAYS} fates`;
+      for (const [p, weight] of on) this.end("unknown", p, weight, detail);
+      return [];
+    }
+
     lost(scene, chain, rule, p, weight) { this.end("unknown", p, weight, `${scene.table} ${chain}: ${rule[0]}`); }
   }
 
-  const KEPT = ["source", "destination", "port", "mark", "connmark", "translated", "masqueraded", "tracked"];
+  const KEPT = ["source", "destination", "port", "mark", "connmark", "translated", "masqueraded", "tracked", "unread"];
+
+  // Packets that are the same but for their ways are one, with the way of the first.
+  function summed(on) {
+    const found = new Map();
+    for (const [p, weight] of on) {
+      const key = idOf(p), one = found.get(key);
+      found.set(key, [one ? one[0] : p, one ? plus(one[1], weight) : weight]);
+    }
+    return [...found.values()];
+  }
+
+  function summedEnds(ends) {
+    const found = new Map();
+    for (const end of ends) {
+      const key = `${JSON.stringify(end.outcome)} ${idOf(end.p)}`, one = found.get(key);
+      found.set(key, one ? { ...one, weight: plus(one.weight, end.weight) } : end);
+    }
+    return [...found.values()];
+  }
 
   // Outcomes with their probabilities, the likeliest first.
   function outcomes(paths) {
@@ -702,9 +776,17 @@ const Walk = (() => {
     for (const [what, number] of [["source", source], ["destination", destination]])
       if (number === null || version(packet[what]) !== data.family) throw new Error(`${what}: not an address of ${data.family}: ${packet[what]}`);
     data.elsewhere ??= new Set(elsewhere(data));
-    const paths = new Journey(data, { mark: 0, state: "NEW", known: {}, ...packet, source, destination }).paths();
+    const asked = { mark: 0, state: "NEW", known: {}, ...packet, source, destination };
+    let paths, sampled = false;
+    try {
+      paths = new Journey(data, asked, false).paths();
+    } catch (error) {
+      if (!(error instanceof TooManyWays)) throw error;
+      sampled = true;
+      paths = new Journey(data, asked, true).paths();
+    }
     paths.sort((a, b) => decimal(b.weight) - decimal(a.weight));
-    return { paths: paths.map(one => ({ ...one, exact: fraction(one.weight), share: decimal(one.weight) })), outcomes: outcomes(paths) };
+    return { sampled, paths: paths.map(one => ({ ...one, exact: fraction(one.weight), share: decimal(one.weight) })), outcomes: outcomes(paths) };
   }
 
   // Where the host's own addresses aren't known, what rules translate to is taken to be elsewhere.

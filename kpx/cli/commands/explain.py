@@ -17,7 +17,7 @@ def command() -> None:
 
     Says every way in and who may use it, which endpoints take part on this node and which don't and why, and what is
     wrong. With manifests (-f) and rules (--rules or --live) it also says where the rules are not as they should be;
-    with rules alone, what these tell.
+    with rules alone, what these tell. Exit status 1 if a table of the rules could not be read.
 
     \b
     Example:

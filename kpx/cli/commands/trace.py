@@ -54,6 +54,8 @@ def command() -> None:
     Asks the rules in the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f
     those that manifests compile to. Probabilities are exact. What can't be known is said, never guessed.
 
+    Exit status 1 if a table of the rules could not be read, so that nothing behind it is certain.
+
     \b
     Example:
       kpx trace 'tcp 10.244.1.5 -> 10.96.1.10:80' --from pod --rules dump.save

@@ -24,7 +24,7 @@ def command() -> None:
     at those that manifests compile to. With --equivalent, compares two rulesets instead: every class of packets that
     any rule tells apart, with exact probabilities; so `equivalent` is a proof.
 
-    Exit status 0: nothing found, or equivalent; 1: findings, or not equivalent.
+    Exit status 0: nothing found, or equivalent; 1: findings, a table that could not be read, or not equivalent.
 
     \b
     Example:
