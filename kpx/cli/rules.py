@@ -95,8 +95,7 @@ class RuleSource:
         if self.rules is None:
             tools = tools_for(family, self.backend)
             saved = read_tables(tools, tuple(BUILT_IN))
-            unread = unreadable(tools, saved)
-            return Held(f"the kernel ({tools.backend})", self._simulator(saved, family, unread), saved)
+            return Held(f"the kernel ({tools.backend})", self._simulator(saved, family, unreadable(tools)), saved)
         one = self._dump.of(family)
         return Held(self._dump.origin, self._simulator(one.saved, family, one.unread), one.saved, one.notes)
 

@@ -15,8 +15,13 @@ from kpx.netfilter.nftables import FAMILIES, GETGEN, SUBSYSTEM
 
 _GETTABLE, _GETCHAIN = 1, 4
 _TABLE, _CHAIN, _GENERATION = 1, 3, 1
+_CHAIN_HOOK, _CHAIN_TYPE, _HOOK_NUMBER, _HOOK_PRIORITY = 4, 7, 1, 2
 _NUMBER = {family: number for number, family in FAMILIES.items()}
 _WORD = struct.Struct(">I")
+_SIGNED = struct.Struct(">i")
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 150}
+_DNAT_PRIORITY, _SNAT_PRIORITY = -100, 100
 _MISSING = 2
 """ENOENT: no such chain, or no such table."""
 _AT_ONCE = 64
@@ -51,6 +56,29 @@ def chains(family: Family) -> Mapping[str, tuple[str, ...]]:
     for one in _dump(_GETCHAIN, family):
         found.setdefault(one[_TABLE], {})[one[_CHAIN]] = None
     return {_text(table): tuple(map(_text, names)) for table, names in found.items()}
+
+
+def tables_not_of_iptables(family: Family) -> frozenset[str]:
+    """Tables with a base chain that iptables wouldn't have made: by name, hook, priority or type.
+
+    iptables-nft (`nft_is_chain_compatible`) prints none of their rules, with status 0. Raises KpxError.
+    """
+    return frozenset(
+        _text(one[_TABLE]) for one in _dump(_GETCHAIN, family) if _CHAIN_HOOK in one and not _is_of_iptables(one)
+    )
+
+
+def _is_of_iptables(chain: Mapping[int, bytes]) -> bool:
+    table, name, kind = _text(chain[_TABLE]), _text(chain[_CHAIN]), _text(chain[_CHAIN_TYPE])
+    place = attributes(chain[_CHAIN_HOOK], 0)
+    hook, priority = _WORD.unpack(place[_HOOK_NUMBER])[0], _SIGNED.unpack(place[_HOOK_PRIORITY])[0]
+    if name not in _HOOKS or hook != _HOOKS.index(name):
+        return False
+    if table == "nat":
+        return kind == "nat" and priority == (_DNAT_PRIORITY if name in ("PREROUTING", "OUTPUT") else _SNAT_PRIORITY)
+    return priority == _PRIORITIES.get(table) and kind == (
+        "route" if (table, name) == ("mangle", "OUTPUT") else "filter"
+    )
 
 
 def present(family: Family, table: str, names: Collection[str]) -> frozenset[str]:

@@ -102,15 +102,13 @@ def _saved(tools: Tools, tables: Collection[str], niceness: int) -> Saved | None
     return saved if whole else None
 
 
-def unreadable(tools: Tools, saved: Saved) -> Mapping[str, str]:
-    """The tables that the kernel has and that could not be read, with why; `saved` is what could."""
+def unreadable(tools: Tools) -> Mapping[str, str]:
+    """The tables that the kernel has and that iptables can't print, though it ends with status 0; with why."""
     if tools.backend is Backend.LEGACY:
         return {}
-    there = nft.table_names(tools.family)
+    foreign = nft.tables_not_of_iptables(tools.family)
     return {
-        table: f"iptables can't print table {table} (`nft list ruleset` can)"
-        for table in BUILT_IN
-        if table in there and table not in saved
+        table: f"iptables can't print table {table} (`nft list ruleset` can)" for table in BUILT_IN if table in foreign
     }
 
 

@@ -75,7 +75,7 @@ def test_a_schema_leaves_nothing_open(command: str) -> None:
 
 @pytest.mark.parametrize("command", ["diff", "render"])
 def test_json_is_short_for_the_format(command: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text("")
+    (tmp_path / "empty").write_text("*filter\nCOMMIT\n*nat\nCOMMIT\n")
     options = ("--against", str(tmp_path / "empty")) if command == "diff" else ()
     short, whole = (run(command, *OPTIONS, *options, *more).stdout for more in (("--json",), ("--format", "json")))
     assert short == whole != ""

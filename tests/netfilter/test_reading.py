@@ -14,7 +14,7 @@ from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter import nft, reading
 from kpx.netfilter.counters import Counted, parse_counters, read_counters
-from kpx.netfilter.reading import read_chains, read_tables
+from kpx.netfilter.reading import BUILT_IN, read_chains, read_tables, unreadable
 from kpx.netfilter.restore import Transaction, payload
 from kpx.netfilter.rule import target_of
 from kpx.netfilter.ruleset import TABLES, TableName
@@ -94,6 +94,23 @@ def test_reading_makes_no_legacy_table() -> None:
     for family in FAMILIES:
         assert read_chains(Tools(Backend.LEGACY, family), "nat", ["X", "OUTPUT"]) == {"X": None, "OUTPUT": None}
         assert legacy_tables(family) == ()
+
+
+FOREIGN = ("type filter hook prerouting priority 5;", "type nat hook output priority -100;")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_table_that_iptables_prints_as_empty_is_not_taken_for_empty(family: Family, foreign: str) -> None:
+    tools, kind = Tools(Backend.NFT, family), {Family.IPV4: "ip", Family.IPV6: "ip6"}[family]
+    for table, chains in BUILT_IN.items():
+        for chain in chains:
+            tools.restore(f"*{table}\n-A {chain} -j ACCEPT\nCOMMIT\n")
+    assert unreadable(tools) == {}
+    script = f"delete table {kind} nat; add table {kind} nat; add chain {kind} nat PREROUTING {{ {foreign} }}"
+    subprocess.run(["nft", f"{script}; add rule {kind} nat PREROUTING ct mark 5 accept"], check=True)
+    assert "ACCEPT" not in "".join(parse_save(tools.save("nat"))["nat"].chains["PREROUTING"].rules)
+    assert set(unreadable(tools)) == {"nat"}
 
 
 @pytest.mark.parametrize("number", [3, 250, 2_500])
