@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kpx.compiler import names
-from kpx.compiler.choice import Affinity, Arm, Choose, linear
+from kpx.compiler.choice import Affinity, Arm, Choose, Translation, linear
 from kpx.compiler.settings import Settings
 from kpx.compiler.words import comment
 from kpx.family import Family
@@ -71,6 +71,7 @@ class _PortCompiler:
         self.external_policy_chain = self.local_chain if port.external_local else self.cluster_chain
         self.internal_open = selection.serves(port.internal_local)
         self.external_open = selection.serves(port.external_local)
+        self.direct = settings.direct and self.affinity is None
         self.firewalled = bool(selection.anywhere and port.load_balancer_ips and port.source_ranges)
 
     # -- own chains ------------------------------------------------------------------------------------
@@ -80,8 +81,9 @@ class _PortCompiler:
         if not self.selection.anywhere:
             return
         sep = {one: names.endpoint_chain(self.port.name, str(one)) for one in self.selection.reachable}
-        for endpoint, chain in sep.items():
-            yield chain, self._endpoint_rules(endpoint, chain)
+        if not self.direct:
+            for endpoint, chain in sep.items():
+                yield chain, self._endpoint_rules(endpoint, chain)
         if self.selection.cluster:
             yield from self._choice(self.cluster_chain, self.selection.cluster, sep)
         if self.selection.local:
@@ -102,10 +104,13 @@ class _PortCompiler:
 
     def _choice(self, chain: str, endpoints: Endpoints, sep: Mapping[Endpoint, str]) -> Iterator[tuple[str, Rules]]:
         arms = [
-            Arm(self._arrow(one), sep[one], weight, self._clients(one))
+            Arm(self._arrow(one), sep[one], weight, self._clients(one), self._translation(one))
             for one, weight in zip(endpoints, weights(endpoints, self.port.balancing), strict=True)
         ]
         return self.choose(chain, tuple(self._masquerade_internal(chain)), arms, self.affinity)
+
+    def _translation(self, endpoint: Endpoint) -> Translation | None:
+        return Translation(self.port.protocol, str(endpoint)) if self.direct else None
 
     def _clients(self, endpoint: Endpoint) -> str:
         """The list of an endpoint's clients, if it isn't the one of its own chain: that of its pod, for all ports."""
