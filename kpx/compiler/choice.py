@@ -126,7 +126,7 @@ def known(arms: Sequence[Arm], affinity: Affinity | None, noted: Mapping[str, st
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """What a chain chooses among: one endpoint, or the chain of a group, `name`, which stays if the group has only one."""
+    """What a chain chooses among: one endpoint, or the chain of a group. `name` stays, also if a group has only one."""
 
     name: str
     arms: Sequence[Arm]

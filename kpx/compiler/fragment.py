@@ -71,7 +71,6 @@ class _PortCompiler:
         self.external_policy_chain = self.local_chain if port.external_local else self.cluster_chain
         self.internal_open = selection.serves(port.internal_local)
         self.external_open = selection.serves(port.external_local)
-        self.direct = settings.direct and self.affinity is None
         self.firewalled = bool(selection.anywhere and port.load_balancer_ips and port.source_ranges)
 
     # -- own chains ------------------------------------------------------------------------------------
@@ -81,8 +80,8 @@ class _PortCompiler:
         if not self.selection.anywhere:
             return
         sep = {one: names.endpoint_chain(self.port.name, str(one)) for one in self.selection.reachable}
-        if not self.direct:
-            for endpoint, chain in sep.items():
+        for endpoint, chain in sep.items():
+            if not self._is_direct(endpoint):
                 yield chain, self._endpoint_rules(endpoint, chain)
         if self.selection.cluster:
             yield from self._choice(self.cluster_chain, self.selection.cluster, sep)
@@ -110,7 +109,18 @@ class _PortCompiler:
         return self.choose(chain, tuple(self._masquerade_internal(chain)), arms, self.affinity)
 
     def _translation(self, endpoint: Endpoint) -> Translation | None:
-        return Translation(self.port.protocol, str(endpoint)) if self.direct else None
+        return Translation(self.port.protocol, str(endpoint)) if self._is_direct(endpoint) else None
+
+    def _is_direct(self, endpoint: Endpoint) -> bool:
+        """Whether the rule that chooses an endpoint translates.
+
+        Not if that has to remember the client; nor if the endpoint's address and port can be those of the Service: what
+        goes there anyway isn't a translation to conntrack, and so not found by the rule for packets to themselves.
+        """
+        port = self.port
+        addresses = (port.cluster_ip, *port.external_ips, *port.load_balancer_ips)
+        stays = endpoint.port == port.node_port or (endpoint.port == port.port and endpoint.address in addresses)
+        return self.settings.direct and self.affinity is None and not stays
 
     def _clients(self, endpoint: Endpoint) -> str:
         """The list of an endpoint's clients, if it isn't the one of its own chain: that of its pod, for all ports."""

@@ -1,8 +1,8 @@
 """The match for packets that a Service sent back to where they came from, for the layout `compact`. Pure.
 
-kube-proxy marks them where an endpoint is chosen, by a rule for each endpoint. Here one rule asks it of all packets, once
-they are translated: is the source what the destination is by now? A pod that gets a packet from its own address answers
-itself, past conntrack, so such packets have to be masqueraded, whoever translated them.
+kube-proxy marks them where an endpoint is chosen, by a rule for each endpoint. Here one rule asks all packets, once
+they are translated: is the source what the destination is by now? A pod that gets a packet from its own address
+answers itself, past conntrack, so such packets have to be masqueraded, whoever translated them.
 
 Why bpf: no other match compares two fields of a packet. The kernel compiles the program.
 """
