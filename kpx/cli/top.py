@@ -16,7 +16,7 @@ from kpx.analysis.traffic import SORTS, EndpointTraffic, Reading, ServiceTraffic
 from kpx.cli.inputs import FAMILIES, backend_option, tools_for
 from kpx.cli.output import json_options, json_text, page
 from kpx.errors import KpxError
-from kpx.netfilter.counters import Counted, parse_counters, read_counters
+from kpx.netfilter.counters import by_place, parse_counters, read_counters
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.netfilter.tools import Tools, binary
@@ -124,19 +124,20 @@ def _readings(tools: Sequence[Tools], interval: float) -> Iterator[Reading]:
     due = time.monotonic()
     while True:
         at = time.monotonic()
-        counters = {one.chain: one for some in tools for one in read_counters(some)}
-        if not counters.keys() <= owners.keys():
+        counters = by_place(one for some in tools for one in read_counters(some))
+        chains = {chain for chain, _ in counters}
+        if not chains <= owners.keys():
             owners = {}
             for some in tools:
                 owners |= _owners(parse_save(some.save("nat")))
-            owners = dict.fromkeys(counters, "") | owners
+            owners = dict.fromkeys(chains, "") | owners
         yield Reading(at, counters, {chain: owner for chain, owner in owners.items() if owner})
         due = max(due + interval, time.monotonic())
         time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
 
 
 def _owners(saved: Saved) -> dict[str, str]:
-    """The service ports behind chains, by the way there; an endpoint that nothing leads to says it itself."""
+    """The service ports behind chains, by the way there; a chain that nothing leads to says it itself."""
     chains = {name: one.rules for name, one in saved["nat"].chains.items()} if "nat" in saved else {}
     own = ((name, rule_owner(rule)) for name, rules in chains.items() if is_own_chain(name) for rule in rules)
     return {name: owner for name, owner in own if owner} | chain_owners(chains)
@@ -150,7 +151,7 @@ def _read_dump(path: Path) -> Reading:
         raise KpxError(f"{path}: {error.strerror}") from error
     except SaveError as error:
         raise KpxError(f"{path}: {error}") from error
-    counters: dict[str, Counted] = {one.chain: one for one in parse_counters(data.split(b"\n"))}
+    counters = by_place(parse_counters(data.split(b"\n")))
     if not counters and b"-j DNAT" in data:
         raise KpxError(f"{path}: has no counters: they are in the output of iptables-save -c")
     return Reading(0.0, counters, _owners(saved))
