@@ -16,7 +16,7 @@ from kpx.cli import review
 from kpx.cli.inputs import FAMILIES, Inputs, backend_option, object_options_but_layout, read_inputs, tools_for
 from kpx.cli.output import columns, json_options, json_text
 from kpx.compiler.compile import Layout
-from kpx.compiler.names import SERVICES
+from kpx.compiler.names import POSTROUTING, SERVICES
 from kpx.errors import KpxError
 from kpx.family import Family
 from kpx.netfilter import names
@@ -115,10 +115,25 @@ def _compare_rules(
 
 
 def _layout_of(live: Iterable[Saved]) -> Layout:
-    """The layout of rules that are there: kube-proxy's, unless it needs no lists or there are trees among them."""
-    chains = {chain for saved in live for table in saved.values() for chain in table.chains}
+    """The layout of rules that are there: kube-proxy's, unless it needs no lists or there are trees among them.
+
+    `compact` shows itself by its rule for packets of pods to themselves; or, where that was lost, by a chain of a
+    Service that translates.
+    """
+    every = tuple(live)
+    nat = [item for saved in every if "nat" in saved for item in saved["nat"].chains.items()]
+    if any(_is_compact(chain, rule) for chain, one in nat for rule in one.rules):
+        return Layout.COMPACT
+    chains = {chain for saved in every for table in saved.values() for chain in table.chains}
     trees = any(chain.startswith(names.TREE) for chain in chains)
     return Layout.CLASSIC if SERVICES in chains and not trees else Layout.TREE
+
+
+def _is_compact(chain: str, rule: str) -> bool:
+    """Whether only the layout `compact` has such a rule."""
+    if chain == POSTROUTING:
+        return "-m bpf" in rule
+    return chain.startswith(("KUBE-SVC-", "KUBE-SVL-")) and "-j DNAT " in rule
 
 
 def _differences(desired: Ruleset, live: Saved) -> Found:

@@ -338,6 +338,16 @@ def test_every_kind_of_match_tells_packets_apart(one: str, other: str, hook: str
         assert_equivalent(tables, tables)
 
 
+def test_what_only_translated_packets_meet_counts() -> None:
+    """Although it is the same on both sides what is translated, and for all others what comes then."""
+    nat = {"PREROUTING": ("-d 10.0.0.1/32 -p tcp -j DNAT --to-destination 10.1.1.1:80",)}
+    masked = {"POSTROUTING": ("-m conntrack --ctstate DNAT -j MASQUERADE",)}
+    one, other = chains({**nat, **masked}), chains(nat)
+    found = difference(one, other)
+    assert found is not None
+    assert_as_simulated(found, one, other)
+
+
 def test_what_a_rule_changes_is_what_the_next_one_sees() -> None:
     """Also where the next one asks for it before the first one would ask for what it asks for."""
     lasting = f"{KNOWN} --seconds 60 -j MARK --set-xmark 0x1/0x1"

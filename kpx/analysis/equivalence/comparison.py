@@ -38,7 +38,7 @@ from typing import NamedTuple
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.chains import Chains, Shared
 from kpx.analysis.equivalence.diagram import LEAF, STEP, UNIT, Diagram, Diagrams, variables, zipped
-from kpx.analysis.equivalence.exits import NOTHING, Change, Exit, Exits, Kind, trait
+from kpx.analysis.equivalence.exits import Change, Exit, Exits, Kind, trait
 from kpx.analysis.equivalence.fields import HOMES, TO_ITSELF, Fields
 from kpx.analysis.equivalence.rules import Rules
 from kpx.analysis.equivalence.ways import Way, Ways
@@ -202,7 +202,8 @@ class _Walk:
     def run(self) -> None:
         """Find divergences."""
         left, right = (self.exits.fixed(way.first, self._start) for way in self.ways)
-        self._equal_behind = self._continued(0, NOTHING) is self._continued(1, NOTHING)
+        # Of packets as they are when they get there: whether they were translated, say, is known only then.
+        self._equal_behind = self.ways[0].behind is self.ways[1].behind
         self._walk(left, right)
         self.exits.forget()
 
