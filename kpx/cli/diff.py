@@ -1,7 +1,7 @@
 """`kpx diff`."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
@@ -16,15 +16,14 @@ from kpx.cli import review
 from kpx.cli.inputs import FAMILIES, Inputs, backend_option, object_options_but_layout, read_inputs, tools_for
 from kpx.cli.output import columns, json_options, json_text
 from kpx.compiler.compile import Layout
-from kpx.compiler.names import POSTROUTING, SERVICES
 from kpx.errors import KpxError
 from kpx.family import Family
-from kpx.netfilter import names
 from kpx.netfilter.counting import any_counts, uncounted
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved, SaveError, parse_save
 from kpx.printable import printable
 from kpx.reconcile.apply import read_live
+from kpx.reconcile.layout import layout_of
 from kpx.reconcile.owners import owners_of
 from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import FRAME, Difference, differences
@@ -103,7 +102,7 @@ def _compare_rules(
 ) -> None:
     live = {one: _read_dump(against) if against else read_live(tools_for(one, backend)) for one in families}
     if any_layout:
-        inputs = replace(inputs, layout=_layout_of(live.values()))
+        inputs = replace(inputs, layout=layout_of(live.values()))
     liberal = against is None and host.tcp_be_liberal()
     compiled = inputs.compile(families, liberal)
     found = {one: _differences(ruleset, live[one]) for one, ruleset in compiled.rulesets.items()}
@@ -112,28 +111,6 @@ def _compare_rules(
     click.echo({"json": _json, "markdown": _markdown, "text": _text}[form](found))
     compiled.exit_if_incomplete()
     raise SystemExit(1 if any(found.values()) else 0)
-
-
-def _layout_of(live: Iterable[Saved]) -> Layout:
-    """The layout of rules that are there: kube-proxy's, unless it needs no lists or there are trees among them.
-
-    `compact` shows itself by its rule for packets of pods to themselves; or, where that was lost, by a chain of a
-    Service that translates.
-    """
-    every = tuple(live)
-    nat = [item for saved in every if "nat" in saved for item in saved["nat"].chains.items()]
-    if any(_is_compact(chain, rule) for chain, one in nat for rule in one.rules):
-        return Layout.COMPACT
-    chains = {chain for saved in every for table in saved.values() for chain in table.chains}
-    trees = any(chain.startswith(names.TREE) for chain in chains)
-    return Layout.CLASSIC if SERVICES in chains and not trees else Layout.TREE
-
-
-def _is_compact(chain: str, rule: str) -> bool:
-    """Whether only the layout `compact` has such a rule."""
-    if chain == POSTROUTING:
-        return "-m bpf" in rule
-    return chain.startswith(("KUBE-SVC-", "KUBE-SVL-")) and "-j DNAT " in rule
 
 
 def _differences(desired: Ruleset, live: Saved) -> Found:

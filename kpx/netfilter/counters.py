@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from kpx.netfilter import nft
+from kpx.netfilter.names import CHOICES, ENDPOINT
 from kpx.netfilter.reading import counted_rules
 from kpx.netfilter.tools import Backend, Tools
 
@@ -32,9 +33,7 @@ class Counted:
         return self.chain, self.endpoint
 
 
-_ENDPOINTS, _CHOICES = "KUBE-SEP-", ("KUBE-SVC-", "KUBE-SVL-", "KPX-SVC-", "KPX-SVL-")
-"""How the chains are called that translate: one for each endpoint, and those that choose one."""
-_CHAINS = "|".join((_ENDPOINTS, *_CHOICES))
+_CHAINS = "|".join((ENDPOINT, *CHOICES))
 _DNAT = re.compile(rf"\[(\d{{1,20}}):\d+\] -A ((?:{_CHAINS})\S+) -p (\S+) .*-j DNAT --to-destination (\S+)".encode())
 _COUNTED = re.compile(r"(-A .*)( )-c (\d{1,20}) (\d{1,20}) (?=-j DNAT )")
 _NONE = b"[0:0] "
@@ -51,7 +50,7 @@ def read_counters(tools: Tools, idle: bool = True, niceness: int = 0, choices: b
     """
     if tools.backend is Backend.LEGACY:
         return parse_counters(tools.save_lines("nat", niceness), idle)
-    wanted = (_ENDPOINTS, *_CHOICES) if choices else _ENDPOINTS
+    wanted = (ENDPOINT, *CHOICES) if choices else ENDPOINT
     chains = [name for name in nft.chain_names(tools.family, "nat") if name.startswith(wanted)]
     lines = (_counted_first(line) for line in counted_rules(tools, "nat", chains, niceness))
     return parse_counters(lines, idle)

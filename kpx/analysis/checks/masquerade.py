@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
 from kpx.analysis.checks.marks import asks_for, is_used, marks_set
 from kpx.analysis.words import is_to_itself
-from kpx.netfilter.names import MARK_MASQ
+from kpx.netfilter.names import CHOICES, ENDPOINT, MARK_MASQ
 from kpx.netfilter.options import Option
 from kpx.netfilter.rule import Match, Rule
 
@@ -50,9 +50,9 @@ def hairpins(tables: Tables) -> Iterator[Finding]:
     """
     if any(_marks_what_goes_to_itself(tables, jump) for jump in _before_return(tables)):
         return
-    for chain, rules in tables.named("nat", *_TRANSLATING):
+    for chain, rules in tables.named("nat", *CHOICES):
         translated = sorted({_host(tables, jump) for jump in rules if jump.target == "DNAT"})
-        if not chain.startswith("KUBE-SEP-") and translated:
+        if translated:
             some = ", ".join(translated[:3]) + (f" and {len(translated) - 3} more" if len(translated) > 3 else "")
             yield Finding(
                 "missing-hairpin",
@@ -64,7 +64,7 @@ def hairpins(tables: Tables) -> Iterator[Finding]:
                 "Have the proxy write KUBE-POSTROUTING again (`kpx apply`).",
                 owner=tables.owner(chain),
             )
-    for chain, rules in tables.named("nat", "KUBE-SEP-"):
+    for chain, rules in tables.named("nat", ENDPOINT):
         endpoint = next((_host(tables, jump) for jump in rules if jump.target == "DNAT"), "")
         marked = {_source(tables, jump) for jump in rules if jump.target == MARK_MASQ}
         if endpoint and not marked & {endpoint, ""}:
@@ -77,10 +77,6 @@ def hairpins(tables: Tables) -> Iterator[Finding]:
                 _AGAIN,
                 owner=tables.owner(chain),
             )
-
-
-_TRANSLATING = ("KUBE-SVC-", "KUBE-SVL-", "KPX-SVC-", "KPX-SVL-")
-"""How chains are called that choose an endpoint, and may translate."""
 
 
 def _before_return(tables: Tables) -> Iterator[Jump]:
