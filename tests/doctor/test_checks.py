@@ -71,7 +71,7 @@ def test_every_complaint_says_what_to_do() -> None:
 def test_every_match_and_target_that_kpx_writes_is_tried(family: Family) -> None:
     tried = " ".join(rule for _, rule, *_ in (*features(family).values(), *options(family).values()))
     names = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}[family]
-    files = [*ROOT.glob(f"golden/*/{names}.rules"), *ROOT.glob(f"conformance/cases/*/{names}.save")]
+    files = [*ROOT.glob(f"golden/*/{names}.*rules"), *ROOT.glob(f"conformance/cases/*/{names}.save")]
     assert len(files) > 20
     rules = "\n".join(file.read_text() for file in files)
     used = set(re.findall(r"-m [a-z]+|-j (?!KUBE-)[A-Z]+(?: --(?!to-|set-|reject-)[a-z-]+)?", rules))
