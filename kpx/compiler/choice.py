@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from kpx.compiler.names import endpoint_chain
 from kpx.compiler.source_hash import SPACE, below, seed_of
 from kpx.compiler.words import one_in
 from kpx.family import Family
+from kpx.model.service import ServicePortName
 from kpx.netfilter.ruleset import Rules
 
 _STEPS = 1 << 31
@@ -15,34 +17,38 @@ _STEPS = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
-class Translation:
-    """Where packets of a protocol go: `endpoint` is `address:port`."""
+class Direct:
+    """An endpoint (`address:port`) of a service port that has no chain: the rule that chooses it translates."""
 
-    protocol: str
+    owner: ServicePortName
     endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One endpoint to choose: `note` stands in front of its rules (a comment, or nothing), `chain` is its chain's name.
+    """One endpoint to choose: `note` stands in front of its rules (a comment, or nothing), `target` is its chain.
 
     It gets `weight` of all weights' sum. `clients` is the name of the list of its clients, if it
-    isn't the chain's. With a `translation` it has no chain: the rule that chooses it translates. Its name still tells
-    which group it is in.
+    isn't the chain's.
     """
 
     note: str
-    chain: str
+    target: str | Direct
     weight: int = 1
     clients: str = ""
-    translation: Translation | None = None
+
+    @property
+    def chain(self) -> str:
+        """The name of its chain; of the one that it would have, if it has none: its hash tells which group it is in."""
+        to = self.target
+        return to if isinstance(to, str) else endpoint_chain(to.owner, to.endpoint)
 
     def rule(self, chance: str) -> str:
         """The rule that takes this endpoint with a chance, whose match ends with a space; always if that is empty."""
-        to = self.translation
-        if to is None:
-            return f"{self.note}{chance}-j {self.chain}"
-        return f"-p {to.protocol} {self.note}{chance}-j DNAT --to-destination {to.endpoint}"
+        to = self.target
+        if isinstance(to, str):
+            return f"{self.note}{chance}-j {to}"
+        return f"-p {to.owner.protocol} {self.note}{chance}-j DNAT --to-destination {to.endpoint}"
 
     @property
     def list_name(self) -> str:
