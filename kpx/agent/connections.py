@@ -1,12 +1,15 @@
 """New connections per Service for the metrics, from the counters of the kernel's rules: kubernetes/kubernetes #9125.
 
 The counters are read apart from updates, and only if somebody has asked for metrics since the last time; never more
-often than every so many seconds, nor so often that reading would take more than `SHARE` of the time. What a chain
-counted between the last reading and its end is lost.
+often than every so many seconds, nor so often that reading would take more than `SHARE` of the time. What a rule
+counted between the last reading and its end is lost: with the endpoint, or in the layout `compact` whenever the shares
+of its Service's endpoints change.
 """
 
 import asyncio
+import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +21,10 @@ from kpx.agent.kernel import CHUNK
 from kpx.agent.metrics import Metrics
 from kpx.agent.store import ServiceKey
 from kpx.agent.sync import FamilySync
-from kpx.compiler.names import endpoint_chain
+from kpx.compiler.names import endpoint_chain, port_hash
 from kpx.errors import KpxError
 from kpx.model.service import ServicePort, ServicePortName
-from kpx.netfilter.counters import Counted, read_counters
+from kpx.netfilter.counters import Counted, Place, by_place, read_counters
 
 log = logs.get_logger()
 
@@ -42,16 +45,16 @@ class Meter:
     """Turns counters into increments. A counter begins anew when its rule is written anew, and ends with its chain."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, int] | None = None
+        self._seen: dict[Place, int] | None = None
 
     def take(self, counted: Iterable[Counted]) -> Iterator[tuple[Counted, int]]:
         """What every counter that isn't 0 has counted since the last time; nothing the first time."""
-        before, now = self._seen, {one.chain: one for one in counted}
-        self._seen = {chain: one.connections for chain, one in now.items()}
+        before, now = self._seen, by_place(counted)
+        self._seen = {place: one.connections for place, one in now.items()}
         if before is None:
             return
-        for chain, one in now.items():
-            known = before.get(chain, 0)
+        for place, one in now.items():
+            known = before.get(place, 0)
             yield one, one.connections - (known if known <= one.connections else 0)
 
 
@@ -64,26 +67,39 @@ class FamilyMeter:
 
     async def read(self) -> Sequence[tuple[ServicePort, Counted, int]]:
         """What was counted since the last time, by service port and endpoint. Raises KpxError."""
-        counted = await asyncio.to_thread(lambda: list(read_counters(self.sync.tools, idle=False, niceness=NICENESS)))
-        await self._find_owners({one.chain: one.endpoint for one in counted if one.chain not in self._owners})
+        tools, choices = self.sync.tools, self.sync.desired.settings.direct
+        counted = await asyncio.to_thread(lambda: list(read_counters(tools, False, NICENESS, choices)))
+        await self._find_owners([one for one in counted if one.chain not in self._owners])
         # A chain that has gone is forgotten; one that is about to go keeps its owner while it counts.
         self._owners = {one.chain: self._owners[one.chain] for one in counted if one.chain in self._owners}
         return [
             (self._owners[one.chain], one, new) for one, new in self._meter.take(counted) if one.chain in self._owners
         ]
 
-    async def _find_owners(self, wanted: dict[str, str]) -> None:
-        """Find the service ports of chains, given with their endpoints, a few Services at a time."""
-        desired, endpoints = self.sync.desired, frozenset(wanted.values())
-        services = desired.services() if wanted else []
+    async def _find_owners(self, counted: Iterable[Counted]) -> None:
+        """Find the service ports of the chains where these were counted, a few Services at a time."""
+        desired = self.sync.desired
+        own = {one.chain: one.endpoint for one in counted if not _OF_PORT.match(one.chain)}
+        by_hash: dict[str, set[str]] = defaultdict(set)
+        for one in counted:
+            if found := _OF_PORT.match(one.chain):
+                by_hash[found[1]].add(one.chain)
+        endpoints = frozenset(own.values())
+        services = desired.services() if own or by_hash else []
         for at in range(0, len(services), CHUNK):
             for key in services[at : at + CHUNK]:
-                for chain, port in _chains(desired.served(key), endpoints):
-                    if wanted.pop(chain, None):
+                for port in desired.ports(key) if by_hash else ():
+                    self._owners |= dict.fromkeys(by_hash.pop(port_hash(port.name), ()), port)
+                for chain, port in _chains(desired.served(key), endpoints) if own else ():
+                    if own.pop(chain, None):
                         self._owners[chain] = port
-            if not wanted:
+            if not own and not by_hash:
                 return
             await asyncio.sleep(0)
+
+
+_OF_PORT = re.compile(r"(?:KUBE|KPX)-SV[CL]-([A-Z2-7]{16})")
+"""A chain of a service port, named by its hash."""
 
 
 def _chains(served: Iterable[Served], endpoints: frozenset[str]) -> Iterator[tuple[str, ServicePort]]:
@@ -133,13 +149,33 @@ class Connections:
                 if self.wanted.detail is Detail.ENDPOINTS:
                     endpoints.add((*labels, counted.endpoint))
                     self.metrics.connections((*labels, counted.endpoint), new)
-        self.metrics.forget_connections(lambda labels: self._is_gone(labels, endpoints))
+        known = _Known(self._meters)
+        self.metrics.forget_connections(lambda labels: self._is_gone(labels, endpoints, known))
         took = time.monotonic() - start
         self.metrics.connections_read(took)
         return took
 
-    def _is_gone(self, labels: tuple[str, ...], endpoints: set[tuple[str, ...]]) -> bool:
-        return not self.is_service((labels[0], labels[1])) or (len(labels) > 3 and labels not in endpoints)
+    def _is_gone(self, labels: tuple[str, ...], counted: set[tuple[str, ...]], known: "_Known") -> bool:
+        """Whether there is no such Service or endpoint any more; one with new rules may have counted nothing yet."""
+        key = (labels[0], labels[1])
+        return not self.is_service(key) or (len(labels) > 3 and labels not in counted and labels not in known.of(key))
+
+
+class _Known:
+    """The labels of the endpoints that Services have now, looked up once for each."""
+
+    def __init__(self, meters: Iterable[FamilyMeter]) -> None:
+        self._meters = tuple(meters)
+        self._found: dict[ServiceKey, frozenset[tuple[str, ...]]] = {}
+
+    def of(self, key: ServiceKey) -> frozenset[tuple[str, ...]]:
+        """Those of one Service."""
+        if key not in self._found:
+            served = (one for meter in self._meters for one in meter.sync.desired.served(key))
+            self._found[key] = frozenset(
+                (*_labels(one.port), str(endpoint)) for one in served for endpoint in one.selection.reachable
+            )
+        return self._found[key]
 
 
 def _labels(port: ServicePort) -> tuple[str, str, str]:

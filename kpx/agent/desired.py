@@ -16,7 +16,7 @@ from kpx.agent.steady import Steady
 from kpx.agent.store import Ports, ServiceKey, Store
 from kpx.api import KubeProxyConfiguration
 from kpx.compiler.classic import Clashes
-from kpx.compiler.compile import Layout, Target, compile_fragment, join, target_settings
+from kpx.compiler.compile import Target, compile_fragment, join, target_settings
 from kpx.compiler.fragment import Fragment
 from kpx.compiler.frame import nat_chains
 from kpx.compiler.settings import Settings
@@ -36,8 +36,8 @@ Fragments = Mapping[ServicePortName, Fragment]
 
 STEP = 200
 """Rules, more or less: so much of a Service with many ports is changed in one go."""
-ENDPOINTS = 300
-"""So many endpoints of a Service, more or less, change in one go: each is some four lines for the tool."""
+ENDPOINTS = 100
+"""So many endpoints of a Service, more or less, change in one go: each is some twenty lines for the tool."""
 LARGE, KEPT = 500, 4
 """The rules of Services with more chains than `LARGE` are kept after all: of the last `KEPT` that changed."""
 
@@ -125,7 +125,7 @@ class Desired:
         """The second pass: compile these Services."""
         for key in keys:
             for fragment in self._compile(self._inputs[key], note=True).values():
-                if self.target.layout is Layout.CLASSIC:
+                if not self.target.layout.has_trees:
                     self._clashes.update(None, fragment)
                 else:
                     self._forest.add(fragment)
@@ -164,9 +164,9 @@ class Desired:
     def shared(self, fragments: Iterable[Fragment]) -> Ruleset:
         """The chains that don't belong to single service ports, and the jumps to them; `fragments` are all there are.
 
-        Layout `tree` needs none: its dispatch trees are kept.
+        A layout with trees needs none: its dispatch trees are kept.
         """
-        if self.target.layout is Layout.TREE:
+        if self.target.layout.has_trees:
             return self._forest.ruleset({})
         entries = (Fragment(one.name, {}, one.entries) for one in sorted(fragments, key=lambda one: one.name))
         return join(entries, self.settings, self.target.layout)
@@ -174,11 +174,11 @@ class Desired:
     @property
     def keeps_entries(self) -> bool:
         """Whether `shared` needs no fragments."""
-        return self.target.layout is Layout.TREE
+        return self.target.layout.has_trees
 
     def ruleset(self) -> Ruleset:
         """The whole ruleset."""
-        if self.target.layout is Layout.TREE:
+        if self.target.layout.has_trees:
             own: dict[str, Rules] = {}
             for one in self.fragments(sorted(self._inputs)):
                 own.update(one.chains)
@@ -227,7 +227,7 @@ class Desired:
         return tuple(filter(None, (*own_chain_edits(merged, self.target.family), *self._dispatch_edits(merged))))
 
     def _dispatch_edits(self, changes: list[Change]) -> Iterable[Edit]:
-        if self.target.layout is Layout.CLASSIC:
+        if not self.target.layout.has_trees:
             clashes = [self._clashes.update(*change) for change in changes]
             self.order_counts = any(clashes)
             return linear_dispatch_edits(changes)

@@ -20,8 +20,6 @@ CALM = 5.0
 """Seconds without a turn after which a Service is calm."""
 REST = 1.0
 """How long no large Service is served after one was, in times of what that took."""
-OWN_REST = 2.0
-"""How long a large Service itself rests after its turn, likewise."""
 TRIGGERS = 100
 """Times of changes of one Service that are remembered while it waits."""
 PATIENCE = 10.0
@@ -75,8 +73,7 @@ class Pending:
         self._weigh = weigh
         self._services: dict[ServiceKey, Waiting] = {}
         self._served: dict[ServiceKey, float] = {}
-        self._rests: dict[ServiceKey, float] = {}
-        self._all_rest = 0.0
+        self._large_from = 0.0
         self._turn_of_large = False
 
     def __len__(self) -> int:
@@ -117,9 +114,8 @@ class Pending:
             found.append(self.throttle.delay(now))
         if any(self._is_small(key) for key in self._services):
             found.append(self._restless.delay(now))
-        ends = [max(self._all_rest, self._rests.get(key, 0.0)) for key in self._services if not self._is_small(key)]
-        if ends:
-            found.append(max(min(ends) - now, self._restless.delay(now), 0.0))
+        if not all(map(self._is_small, self._services)):
+            found.append(max(self._large_from - now, self._restless.delay(now), 0.0))
         return min(found, default=None)
 
     def take(self, now: float) -> Batch:
@@ -160,10 +156,8 @@ class Pending:
         """A batch was written, which took so long."""
         self._served = {key: at for key, at in self._served.items() if now - at < CALM}
         self._served.update(dict.fromkeys(batch.services, now))
-        self._rests = {key: until for key, until in self._rests.items() if until > now}
         if batch.large:
-            self._all_rest = now + REST * seconds
-            self._rests.update((key, now + OWN_REST * seconds) for key in batch.services)
+            self._large_from = now + REST * seconds
 
     def _batch(self, keys: Iterable[ServiceKey], large: bool = False) -> Batch:
         return Batch({key: self._services.pop(key) for key in keys}, large=large)
@@ -180,10 +174,10 @@ class Pending:
                 yield key
 
     def _next_large(self, now: float) -> ServiceKey | None:
-        """The large Service that has waited longest and need not rest."""
-        if now < self._all_rest:
+        """The large Service that has waited longest, unless none may be served yet."""
+        if now < self._large_from:
             return None
-        large = (key for key in self._services if not self._is_small(key) and self._rests.get(key, 0.0) <= now)
+        large = (key for key in self._services if not self._is_small(key))
         return min(large, key=lambda one: self._services[one].since, default=None)
 
     def _is_small(self, key: ServiceKey) -> bool:

@@ -1,4 +1,4 @@
-"""Classic BPF, as `-m bpf --bytecode` has it: programs that look at nothing but a packet's source."""
+"""Classic BPF, as `-m bpf --bytecode` has it: programs that look at nothing but a packet's source and destination."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,9 +63,9 @@ def parse(text: str) -> Program:
     return program
 
 
-def matches_source(program: Program, source: int, family: Family) -> bool | None:
-    """Whether packets from `source`, an address as a number, match. None if `result` is."""
-    found = result(program, source, family)
+def matches(program: Program, source: int | None, destination: int | None, family: Family) -> bool | None:
+    """Whether packets between two addresses, as numbers, match; None for one that isn't known. None if `result` is."""
+    found = result(program, source, family, destination)
     return None if found is None else found > 0
 
 
@@ -84,23 +84,62 @@ def threshold(program: Program) -> tuple[Program, int] | None:
 
 def asks_source_alone(program: Program, family: Family) -> bool:
     """Whether a program loads nothing of a packet but its source."""
-    words = _words(0, family)
+    words = _places(family)[0]
     loads = (one for one in program if one.code & 7 in (0, 1))
     return all(one.code in (0x00, 0x01) or (one.code == 0x20 and one.k in words) for one in loads)
 
 
-def _words(source: int, family: Family) -> dict[int, int]:
-    """The words of the source address, by where they stand in the header (RFC 791, RFC 8200), in bytes."""
-    start, bits = (12, 32) if family is Family.IPV4 else (8, 128)
-    return {start + at // 8: source >> (bits - 32 - at) & _WORD for at in range(0, bits, 32)}
+def asks_to_itself(program: Program, family: Family) -> bool:
+    """Whether a program matches the packets whose source is their destination, and no others.
 
-
-def result(program: Program, source: int, family: Family) -> int | None:
-    """What a program returns for packets from `source`: 0 if they don't match.
-
-    None if that depends on more than the source, or on what isn't done here.
+    It is told of one that compares the addresses word by word, in any order, and ends where two words differ.
     """
-    words = _words(source, family)
+    sources, destinations = _places(family)
+    partner = {**dict(zip(sources, destinations, strict=True)), **dict(zip(destinations, sources, strict=True))}
+    left = set(sources)
+    accumulator = index = -1
+    at = 0
+    while at < len(program):
+        one = program[at]
+        at += 1
+        match one:
+            case Instruction(code=0x20):
+                accumulator = one.k
+            case Instruction(code=0x07):
+                index = accumulator
+            case Instruction(code=0x1D) if partner.get(accumulator) == index and _refuses(program, at + one.jf):
+                left.discard(min(accumulator, index))  # a source's words stand before those of its destination
+                at += one.jt
+            case Instruction(code=0x06):
+                return one.k > 0 and not left
+            case _:
+                return False
+    return False
+
+
+def _refuses(program: Program, at: int) -> bool:
+    """Whether what stands there says that the packet doesn't match."""
+    return at < len(program) and program[at].code == 0x06 and program[at].k == 0
+
+
+def _places(family: Family) -> tuple[range, range]:
+    """Where the words of source and destination stand in the header (RFC 791, RFC 8200), in bytes."""
+    start, size = (12, 4) if family is Family.IPV4 else (8, 16)
+    return range(start, start + size, 4), range(start + size, start + 2 * size, 4)
+
+
+def _words(address: int, places: range) -> dict[int, int]:
+    """The words of an address, by where they stand."""
+    return {place: address >> 32 * (len(places) - 1 - at) & _WORD for at, place in enumerate(places)}
+
+
+def result(program: Program, source: int | None, family: Family, destination: int | None = None) -> int | None:
+    """What a program returns for packets from `source` to `destination`: 0 if they don't match.
+
+    None if that depends on more than what is given, or on what isn't done here.
+    """
+    addresses = zip((source, destination), _places(family), strict=True)
+    words = {at: word for one, places in addresses if one is not None for at, word in _words(one, places).items()}
     accumulator = index = at = 0
     while at < len(program):
         one = program[at]

@@ -327,14 +327,14 @@ def _from_port(state: State, scene: Scene) -> int | None:
 
 
 def _bytecode(text: str) -> Test:
-    """A BPF program, if it looks at nothing but the packet's source."""
+    """A BPF program, if it looks at nothing but the packet's addresses."""
     try:
         program = bpf.parse(text)
     except bpf.BytecodeError:
         return _unknown
 
     def test(state: State, scene: Scene) -> Truth:
-        return None if state.source is None else bpf.matches_source(program, state.source, scene.packet.family)
+        return bpf.matches(program, state.source, state.destination, scene.packet.family)
 
     return test
 

@@ -1,12 +1,13 @@
 """A ruleset as boxes and arrows: what `kpx graph` draws. Pure.
 
-Every way in to a Service is a box, so is every chain that belongs to it, and every endpoint with the chain that leads
-there. Chains that all Services share come before them.
+Every way in to a Service is a box, so is every chain that belongs to it, and every endpoint: with the chain that leads
+there or, where the rule that chooses it translates, with all such rules. Chains that all Services share come before
+them.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import Annotated, Literal, get_args
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from kpx.analysis.simulate import Tables
 from kpx.analysis.words import chance, condition, is_open, share
-from kpx.netfilter.names import MARK_DROP, MARK_MASQ, ours
+from kpx.netfilter.names import ENDPOINT, MARK_DROP, MARK_MASQ, ours
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.rule import Rule, RuleError, parse_rule
 from kpx.printable import printable
@@ -49,6 +50,10 @@ class Box:
     position: Annotated[int, Field(description="of the rule that it stands for, counted from 1; 0 for a chain")] = 0
     stands_for: Annotated[
         tuple[str, ...], Field(description="the ids of boxes that are not drawn, since this one stands for them all")
+    ] = ()
+    rules: Annotated[
+        tuple[str, ...],
+        Field(description="table, chain and position of each rule that chooses this endpoint and translates"),
     ] = ()
 
 
@@ -234,15 +239,17 @@ class _Artist:
         left = 1.0
         lines = []
         to = ""
-        for rule in rules:
+        for position, rule in enumerate(rules, 1):
             target = rule.target or ""
             part, left = _part(rule, left) if target != MARK_MASQ else (None, left)
             asks = printable(condition(rule))
             way = Passage(asks, part, seldom=part is None and bool(asks))
-            if target == "DNAT":
+            if target == "DNAT" and not chain.startswith(ENDPOINT):
+                self._arrow(here, self._chosen(table, chain, position, rule, group), way)
+            elif target == "DNAT":
                 to = " ".join(rule.target_options[-1].values) if rule.target_options else ""
                 lines += ["remembers the client" for match in rule.matches if match.module == "recent"]
-            elif target == MARK_MASQ and chain.startswith("KUBE-SEP-"):
+            elif target == MARK_MASQ and chain.startswith(ENDPOINT):
                 pass  # hairpin: a pod that reaches itself
             elif target == MARK_MASQ:
                 lines.append(_masqueraded(rule))
@@ -255,6 +262,14 @@ class _Artist:
         kind: Kind = "endpoint" if to else "chain"
         texts = (chain, *lines) if to else lines
         self.boxes[here] = Box(here, kind, printable(to or chain), tuple(map(printable, texts)), group, table, chain)
+
+    def _chosen(self, table: str, chain: str, position: int, rule: Rule, group: str) -> str:
+        """The id of the box of an endpoint that has no chain, to which a rule translates."""
+        to = printable(" ".join(rule.target_options[-1].values) if rule.target_options else "")
+        key = f"{table} {group} {to}"
+        before = self.boxes.get(key, Box(key, "endpoint", to, (), group, table, chain, position))
+        self.boxes[key] = replace(before, rules=(*before.rules, f"{_id(table, chain)} {position}"))
+        return key
 
     # ---- both ----
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from kpx.analysis.order import Order
-from kpx.netfilter.counters import Counted
+from kpx.netfilter.counters import Counted, Place
 from kpx.printable import printable
 from kpx.shape import Part
 
@@ -46,10 +46,10 @@ class Traffic(Part):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters by endpoint chain, read at a time in seconds; and the service ports behind the chains."""
+    """Counters by chain and endpoint, read at a time in seconds; and the service ports behind the chains."""
 
     at: float
-    counters: Mapping[str, Counted]
+    counters: Mapping[Place, Counted]
     owners: Mapping[str, str]
 
 
@@ -68,12 +68,16 @@ def traffic(before: Reading | None, after: Reading, sort: str = "rate", wanted: 
     part of the name of a service port or endpoint.
     """
     seconds = after.at - before.at if before else None
-    grouped: dict[tuple[str, str], list[EndpointTraffic]] = defaultdict(list)
-    for chain, one in after.counters.items():
-        rate = _new(before, one) / seconds if before and seconds else None
-        found = EndpointTraffic(endpoint=printable(one.endpoint), connections=one.connections, rate=rate)
-        grouped[printable(after.owners.get(chain, chain)), printable(one.protocol)].append(found)
-    services = [_service(*key, _sorted(some, sort, _endpoint_key)) for key, some in grouped.items()]
+    grouped: dict[tuple[str, str], dict[str, list[Counted]]] = defaultdict(lambda: defaultdict(list))
+    for one in after.counters.values():
+        owner = after.owners.get(one.chain, one.chain)
+        grouped[printable(owner), printable(one.protocol)][one.endpoint].append(one)
+    services = [
+        _service(
+            *key, _sorted((_endpoint(before, seconds, some) for some in by_endpoint.values()), sort, _endpoint_key)
+        )
+        for key, by_endpoint in grouped.items()
+    ]
     chosen = [one for one in services if _is_wanted(one, wanted)]
     return Traffic(
         seconds=seconds,
@@ -85,8 +89,17 @@ def traffic(before: Reading | None, after: Reading, sort: str = "rate", wanted: 
 
 def _new(before: Reading, one: Counted) -> int:
     """How many connections came since a reading."""
-    known = before.counters.get(one.chain)
+    known = before.counters.get(one.place)
     return one.connections - known.connections if known and known.connections <= one.connections else one.connections
+
+
+def _endpoint(before: Reading | None, seconds: float | None, counted: Sequence[Counted]) -> EndpointTraffic:
+    """One endpoint, from all places that count for it."""
+    return EndpointTraffic(
+        endpoint=printable(counted[0].endpoint),
+        connections=sum(one.connections for one in counted),
+        rate=sum(_new(before, one) for one in counted) / seconds if before and seconds else None,
+    )
 
 
 def _service(name: str, protocol: str, endpoints: Sequence[EndpointTraffic]) -> ServiceTraffic:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from fractions import Fraction
 
-from kpx.family import host_port
+from kpx.analysis import bpf
+from kpx.family import Family, host_port
 from kpx.netfilter.options import Option
 from kpx.netfilter.rule import Match, Rule, format_rule
 
@@ -84,6 +85,13 @@ def _head(option: Option) -> str:
     return ""
 
 
+def is_to_itself(program: str) -> bool:
+    """Whether a program tells the packets whose source is their destination."""
+    with suppress(bpf.BytecodeError):
+        return any(bpf.asks_to_itself(bpf.parse(program), family) for family in Family)
+    return False
+
+
 def _match(match: Match) -> str:
     if match.module in _ALWAYS:
         rest = tuple(one for one in match.options if one.name not in ("--comment", "--dport", "--nfacct-name"))
@@ -101,8 +109,8 @@ def _match(match: Match) -> str:
             return f"{'not ' if one.negated else ''}from the node"
         case "addrtype", {"--dst-type": one} if one.values == ("LOCAL",):
             return f"{'not ' if one.negated else ''}to the node"
-        case "bpf", {"--bytecode": _}:
-            return "by a program (bpf)"
+        case "bpf", {"--bytecode": one}:
+            return "to its own source" if is_to_itself(_first(one)) else "by a program (bpf)"
         case "physdev", {"--physdev-is-in": one}:
             return f"{'not ' if one.negated else ''}in through a bridge"
         case "conntrack", {"--ctstate": one}:

@@ -19,8 +19,10 @@ from kpx.family import Family
 from kpx.netfilter import nfacct as counters
 from kpx.netfilter.counting import counts
 from kpx.netfilter.reading import read_chains
+from kpx.netfilter.refusal import RestoreError
 from kpx.netfilter.tools import Tools
 from kpx.reconcile.apply import Outcome, Progress, apply, payload_of, read_live
+from kpx.reconcile.fitness import check_layout
 from kpx.reconcile.plan import make_plan
 
 log = logs.get_logger()
@@ -60,7 +62,11 @@ def command(
             outcome = Outcome(lines=payload.count("\n"), plan=plan, held=plan.held)
         else:
             with _bar(one) as progress:
-                outcome = apply(ruleset, tools, progress)
+                try:
+                    outcome = apply(ruleset, tools, progress)
+                except RestoreError:
+                    check_layout(inputs.layout, tools)
+                    raise
         _complain(outcome)
         _print(written(tools, outcome, time.monotonic() - start, payload), as_json or form == "json")
         refused = refused or bool(outcome.failed)

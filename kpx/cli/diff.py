@@ -1,7 +1,7 @@
 """`kpx diff`."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
@@ -17,15 +17,14 @@ from kpx.cli.inputs import Inputs, read_inputs, tools_for
 from kpx.cli.options import FAMILIES
 from kpx.cli.output import columns, json_text
 from kpx.compiler.compile import Layout
-from kpx.compiler.names import SERVICES
 from kpx.errors import KpxError
 from kpx.family import Family
-from kpx.netfilter import names
 from kpx.netfilter.counting import any_counts, uncounted
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved
 from kpx.printable import printable
 from kpx.reconcile.apply import read_live
+from kpx.reconcile.layout import layout_of
 from kpx.reconcile.owners import owners_of
 from kpx.reconcile.plan import make_plan
 from kpx.reconcile.report import FRAME, Difference, differences
@@ -84,7 +83,7 @@ def _compare_rules(
     dump = load_dump(str(against)) if against else None
     live = {one: dump.whole(one) if dump else read_live(tools_for(one, backend)) for one in families}
     if any_layout:
-        inputs = replace(inputs, layout=_layout_of(live.values()))
+        inputs = replace(inputs, layout=layout_of(live.values()))
     liberal = against is None and host.tcp_be_liberal()
     compiled = inputs.compile(families, liberal)
     found = {one: _differences(ruleset, live[one]) for one, ruleset in compiled.rulesets.items()}
@@ -93,13 +92,6 @@ def _compare_rules(
     click.echo({"json": _json, "markdown": _markdown, "text": _text}[form](found))
     compiled.exit_if_incomplete()
     raise SystemExit(1 if any(found.values()) else 0)
-
-
-def _layout_of(live: Iterable[Saved]) -> Layout:
-    """The layout of rules that are there: kube-proxy's, unless it needs no lists or there are trees among them."""
-    chains = {chain for saved in live for table in saved.values() for chain in table.chains}
-    trees = any(chain.startswith(names.TREE) for chain in chains)
-    return Layout.CLASSIC if SERVICES in chains and not trees else Layout.TREE
 
 
 def _differences(desired: Ruleset, live: Saved) -> Found:

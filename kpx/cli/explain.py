@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ from kpx.explain.rules_alone import explain_rules
 from kpx.explain.world import World
 from kpx.family import Family, host_port
 from kpx.model.balance import DEFAULT_WEIGHT, RECENT_CLIENTS, AffinityScope, Balance
+from kpx.reconcile.layout import layout_of
 
 SHOWN = 12
 """Endpoints that are listed, unless all are asked for."""
@@ -53,13 +55,15 @@ def command(source: RuleSource, asked: str, family: str | None, everything: bool
 def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family], some: Sequence[Held]) -> list[World]:
     held = {one.simulator.family: one for one in some}
     hosts = {one: source.host(one) for one in families}
+    saved = [one.saved for one in held.values() if one.saved is not None]
+    layout = layout_of(saved) if saved and not _is_said("layout") else inputs.layout
     worlds = [
         World(
             objects=inputs.objects,
             config=inputs.config,
             node_name=inputs.node_name,
             family=one,
-            layout=inputs.layout,
+            layout=layout,
             host=hosts[one] if hosts[one].known else None,
             actual=held[one].simulator if one in held else None,
             saved=held[one].saved if one in held else None,
@@ -70,6 +74,11 @@ def _worlds(source: RuleSource, inputs: Inputs, families: Sequence[Family], some
     if not inputs.objects and inputs.problems:
         raise InputError(inputs.problems)
     return worlds
+
+
+def _is_said(option: str) -> bool:
+    """Whether an option was given, and isn't what it is by default."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 # ---- for people ----

@@ -28,6 +28,7 @@ from kpx.model.external import ExternalRanges, parse_ranges
 from kpx.netfilter.backend import detect
 from kpx.netfilter.tools import Backend, Tools
 from kpx.reconcile.apply import remove
+from kpx.reconcile.fitness import check_layout
 
 log = logs.get_logger()
 
@@ -148,6 +149,8 @@ async def _agent(options: _Options, config: KubeProxyConfiguration, metrics: Met
 def _checked(agent: Agent) -> Agent:
     if not agent.proxies:
         raise KpxError("no iptables found: install the package iptables (Debian, Ubuntu) or set PATH")
+    for proxy in agent.proxies:
+        check_layout(agent.setup.layout, proxy.tools)
     return agent
 
 

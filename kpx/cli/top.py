@@ -18,7 +18,7 @@ from kpx.cli.inputs import tools_for
 from kpx.cli.options import FAMILIES
 from kpx.cli.output import json_text, page
 from kpx.errors import KpxError
-from kpx.netfilter.counters import Counted, parse_counters, read_counters
+from kpx.netfilter.counters import Counted, Place, by_place, parse_counters, read_counters
 from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
 from kpx.netfilter.reading import read_tables
 from kpx.netfilter.save import Saved, SavedChain
@@ -99,19 +99,20 @@ def _readings(tools: Sequence[Tools], interval: float) -> Iterator[Reading]:
     due = time.monotonic()
     while True:
         at = time.monotonic()
-        counters = {one.chain: one for some in tools for one in read_counters(some)}
-        if not counters.keys() <= owners.keys():
+        counters = by_place(one for some in tools for one in read_counters(some))
+        chains = {chain for chain, _ in counters}
+        if not chains <= owners.keys():
             owners = {}
             for some in tools:
                 owners |= _owners(read_tables(some, ["nat"]))
-            owners = dict.fromkeys(counters, "") | owners
+            owners = dict.fromkeys(chains, "") | owners
         yield Reading(at, counters, {chain: owner for chain, owner in owners.items() if owner})
         due = max(due + interval, time.monotonic())
         time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
 
 
 def _owners(saved: Saved) -> dict[str, str]:
-    """The service ports behind chains, by the way there; an endpoint that nothing leads to says it itself."""
+    """The service ports behind chains, by the way there; a chain that nothing leads to says it itself."""
     chains = {name: one.rules for name, one in saved["nat"].chains.items()} if "nat" in saved else {}
     own = ((name, rule_owner(rule)) for name, rules in chains.items() if is_own_chain(name) for rule in rules)
     return {name: owner for name, owner in own if owner} | chain_owners(chains)
@@ -119,14 +120,14 @@ def _owners(saved: Saved) -> dict[str, str]:
 
 def _read_dump(path: Path) -> Reading:
     dump = load_dump(str(path))
-    counters: dict[str, Counted] = {}
+    counters: dict[Place, Counted] = {}
     owners: dict[str, str] = {}
     for one in dump.saves:
         if "nat" in one.unread:
             raise KpxError(f"{path}: {one.unread['nat']}")
         chains = one.saved["nat"].chains if "nat" in one.saved else {}
         lines = (line for name, chain in chains.items() for line in _counted(name, chain))
-        counters |= {found.chain: found for found in parse_counters(lines)}
+        counters |= by_place(parse_counters(lines))
         owners |= _owners(one.saved)
         if not counters and any("-j DNAT" in rule for chain in chains.values() for rule in chain.rules):
             raise KpxError(f"{path}: has no counters: they are in the output of iptables-save -c")

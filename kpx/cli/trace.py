@@ -15,6 +15,7 @@ from kpx.analysis.packet import Fate, Origin, Packet, endpoint, number
 from kpx.analysis.report import OutcomeReport, PathReport, StepReport, Trace, segments, trace, unknowns
 from kpx.analysis.simulate import Simulator
 from kpx.analysis.targets import TARGETS
+from kpx.analysis.words import is_to_itself
 from kpx.cli.output import json_text, page, place_of, put, put_setting, put_unread, share
 from kpx.cli.rules import RuleSource, with_rules
 from kpx.compiler import names
@@ -219,7 +220,8 @@ def _is_chain(target: str) -> bool:
 
 _CHANCE = re.compile(r"-m statistic --mode random --probability ([0-9.]+)")
 _TURN = re.compile(r"-m statistic --mode nth --every (\d+) --packet 0")
-_HASH = re.compile(r'-m bpf --bytecode "[^"]*"')
+_PROGRAM = re.compile(r'-m bpf --bytecode "([^"]*)"')
+_HASHED = "by a hash of the source"
 _WHOLE = re.compile(" --mask (?:255.255.255.255|ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff) --rsource")
 _IDLE = re.compile(r" ?-m (?:tcp|udp|sctp)(?= -m |$)")
 
@@ -228,7 +230,7 @@ def _plain_match(match: str) -> str:
     """What a rule asks for, without the words that don't help a reader."""
     simple = _CHANCE.sub(lambda found: f"by chance, {share(found[1])}", match)
     simple = _TURN.sub(lambda found: f"every {found[1]}. in turn", simple)
-    simple = _HASH.sub("by a hash of the source", simple)
+    simple = _PROGRAM.sub(lambda found: "to its own source" if is_to_itself(found[1]) else _HASHED, simple)
     return _WHOLE.sub("", _IDLE.sub("", simple)).strip()
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from kpx.compiler.names import endpoint_chain
 from kpx.compiler.source_hash import SPACE, below, seed_of
 from kpx.compiler.words import one_in
 from kpx.family import Family
+from kpx.model.service import ServicePortName
 from kpx.netfilter.ruleset import Rules
 
 _STEPS = 1 << 31
@@ -15,17 +17,38 @@ _STEPS = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
+class Direct:
+    """An endpoint (`address:port`) of a service port that has no chain: the rule that chooses it translates."""
+
+    owner: ServicePortName
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arm:
-    """One endpoint to choose: `note` stands in front of its rules (a comment, or nothing), `chain` is its chain.
+    """One endpoint to choose: `note` stands in front of its rules (a comment, or nothing), `target` is its chain.
 
     It gets `weight` of all weights' sum. `clients` is the name of the list of its clients, if it
     isn't the chain's.
     """
 
     note: str
-    chain: str
+    target: str | Direct
     weight: int = 1
     clients: str = ""
+
+    @property
+    def chain(self) -> str:
+        """The name of its chain; of the one that it would have, if it has none: its hash tells which group it is in."""
+        to = self.target
+        return to if isinstance(to, str) else endpoint_chain(to.owner, to.endpoint)
+
+    def rule(self, chance: str) -> str:
+        """The rule that takes this endpoint with a chance, whose match ends with a space; always if that is empty."""
+        to = self.target
+        if isinstance(to, str):
+            return f"{self.note}{chance}-j {to}"
+        return f"-p {to.owner.protocol} {self.note}{chance}-j DNAT --to-destination {to.endpoint}"
 
     @property
     def list_name(self) -> str:
@@ -96,7 +119,7 @@ def linear(chain: str, first: Rules, arms: Sequence[Arm], affinity: Affinity | N
         chances = at_random([(arm.chain, arm.weight) for arm in arms])
     else:
         chances = (*(f"{one_in(left)} " for left in range(len(arms), 1, -1)), "")
-    choice = (f"{arm.note}{chance}-j {arm.chain}" for arm, chance in zip(arms, chances, strict=True))
+    choice = (arm.rule(chance) for arm, chance in zip(arms, chances, strict=True))
     yield chain, (*first, *known(arms, affinity), *choice)
 
 
@@ -104,7 +127,7 @@ def known(arms: Sequence[Arm], affinity: Affinity | None, noted: Mapping[str, st
     """The rules that lead clients to the endpoint that knows them; `noted` are further matches by endpoint chain."""
     if affinity:
         for arm in arms:
-            yield f"{arm.note}{affinity.knows(arm.list_name)}{(noted or {}).get(arm.chain, '')}-j {arm.chain}"
+            yield arm.rule(f"{affinity.knows(arm.list_name)}{(noted or {}).get(arm.chain, '')}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +135,15 @@ class _Branch:
     """What a chain chooses among: one endpoint, or the chain of a group. `name` stays, also if a group has only one."""
 
     name: str
-    note: str
-    target: str
     arms: Sequence[Arm]
 
     @property
     def is_group(self) -> bool:
         return len(self.arms) > 1
+
+    def rule(self, chance: str) -> str:
+        """The rule that takes it with a chance."""
+        return f"{chance}-j {self.name}" if self.is_group else self.arms[0].rule(chance)
 
     @property
     def weight(self) -> int:
@@ -161,9 +186,9 @@ class Grouped:
         return self._choice(chain, (*first, *known(arms, affinity)), arms, 0)
 
     def _with_lists(self, chain: str, first: Rules, arms: Sequence[Arm], affinity: Affinity) -> Chains:
-        groups = {branch.target: branch for branch in self._branches(chain, arms, 0) if branch.is_group}
+        groups = {branch.name: branch for branch in self._branches(chain, arms, 0) if branch.is_group}
         lists = {target: _affinity_chain(target) for target in groups}
-        noted = {arm.chain: affinity.notes(lists[one.target]) for one in groups.values() for arm in one.arms}
+        noted = {arm.chain: affinity.notes(lists[one.name]) for one in groups.values() for arm in one.arms}
         by_arm = dict(zip((arm.chain for arm in arms), known(arms, affinity, noted), strict=True))
         for target, branch in groups.items():
             yield lists[target], tuple(by_arm[arm.chain] for arm in branch.arms)
@@ -178,14 +203,14 @@ class Grouped:
         branches = self._branches(chain, arms, depth)
         for one in branches:
             if one.is_group:
-                yield from self._choice(one.target, (before or {}).get(one.target, ()), one.arms, depth + 1)
+                yield from self._choice(one.name, (before or {}).get(one.name, ()), one.arms, depth + 1)
         chances = self.chances([(one.name, one.weight) for one in branches])
-        choice = (f"{one.note}{chance}-j {one.target}" for one, chance in zip(branches, chances, strict=True))
+        choice = (one.rule(chance) for one, chance in zip(branches, chances, strict=True))
         yield chain, (*first, *choice)
 
     def _branches(self, chain: str, arms: Sequence[Arm], depth: int) -> list[_Branch]:
         if len(arms) <= self.limit or depth == self.depth:
-            return [_Branch(arm.chain, arm.note, arm.chain, (arm,)) for arm in arms]
+            return [_Branch(arm.chain, (arm,)) for arm in arms]
         groups: dict[str, list[Arm]] = defaultdict(list)
         for arm in arms:
             groups[_digit(arm.chain, depth)].append(arm)
@@ -193,9 +218,9 @@ class Grouped:
         for digit, group in sorted(groups.items()):
             name = _group_chain(chain, digit)
             if len(group) > self.inline:
-                branches.append(_Branch(name, "", name, group))
+                branches.append(_Branch(name, group))
             else:
-                branches += (_Branch(name, arm.note, arm.chain, (arm,)) for arm in group)
+                branches += (_Branch(name, (arm,)) for arm in group)
         return branches
 
 

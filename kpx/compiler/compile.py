@@ -17,11 +17,8 @@ from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort
 from kpx.netfilter.ruleset import Ruleset
 
-_CHOOSE: dict[Layout, choice.Choose] = {Layout.CLASSIC: choice.linear, Layout.TREE: tree.choose}
-_JOIN: dict[Layout, Callable[[Iterable[Fragment], Settings], Ruleset]] = {
-    Layout.CLASSIC: classic.join,
-    Layout.TREE: tree.join,
-}
+_CHOOSE: dict[bool, choice.Choose] = {False: choice.linear, True: tree.choose}
+_JOIN: dict[bool, Callable[[Iterable[Fragment], Settings], Ruleset]] = {False: classic.join, True: tree.join}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ def target_settings(
     """The settings that `config` means for a target, whose Node object `node` is."""
     liberal = target.tcp_be_liberal or config.conntrack.tcp_be_liberal
     view = node_view(target.node_name, target.family, node, config.bind_address, liberal)
-    return settings_for(config, view, comments, target.nfacct)
+    return settings_for(config, view, comments, target.nfacct, direct=target.layout is Layout.COMPACT)
 
 
 def compile_sound(
@@ -93,11 +90,11 @@ def compile_cluster(cluster: Cluster, settings: Settings, layout: Layout = Layou
 
 def join(fragments: Iterable[Fragment], settings: Settings, layout: Layout) -> Ruleset:
     """Join fragments, sorted by the names of their service ports, into a ruleset."""
-    return _JOIN[layout](fragments, settings)
+    return _JOIN[layout.has_trees](fragments, settings)
 
 
 def compile_fragment(port: ServicePort, selection: Selection, settings: Settings, layout: Layout) -> Fragment:
-    """Compile one service port alone, as `layout` wants it."""
+    """Compile one service port alone, as `layout` wants it; `settings` are `target_settings` of that layout."""
     return compile_port(port, selection, settings, _choose(port.balancing.balance, settings.family, layout))
 
 
@@ -108,7 +105,7 @@ def _choose(balance: Balance, family: Family, layout: Layout) -> choice.Choose:
         case Balance.SOURCE_HASH:
             return choice.hashed(family)
         case _:
-            return _CHOOSE[layout]
+            return _CHOOSE[layout.has_trees]
 
 
 def _fragments(cluster: Cluster, settings: Settings, layout: Layout) -> Iterator[Fragment]:

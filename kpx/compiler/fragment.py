@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kpx.compiler import names
-from kpx.compiler.choice import Affinity, Arm, Choose, linear
+from kpx.compiler.choice import Affinity, Arm, Choose, Direct, linear
 from kpx.compiler.settings import Settings
 from kpx.compiler.words import comment
 from kpx.family import Family
@@ -79,13 +79,14 @@ class _PortCompiler:
         """The chains by name, each after those it jumps to."""
         if not self.selection.anywhere:
             return
-        sep = {one: names.endpoint_chain(self.port.name, str(one)) for one in self.selection.reachable}
-        for endpoint, chain in sep.items():
-            yield chain, self._endpoint_rules(endpoint, chain)
+        targets = {one: self._target(one) for one in self.selection.reachable}
+        for endpoint, target in targets.items():
+            if isinstance(target, str):
+                yield target, self._endpoint_rules(endpoint, target)
         if self.selection.cluster:
-            yield from self._choice(self.cluster_chain, self.selection.cluster, sep)
+            yield from self._choice(self.cluster_chain, self.selection.cluster, targets)
         if self.selection.local:
-            yield from self._choice(self.local_chain, self.selection.local, sep)
+            yield from self._choice(self.local_chain, self.selection.local, targets)
         if self.port.externally_accessible:
             yield self.external_chain, tuple(self._external_rules())
         if self.firewalled:
@@ -100,12 +101,31 @@ class _PortCompiler:
             f"-p {protocol} {note}{recent}-m {protocol} -j DNAT --to-destination {endpoint}",
         )
 
-    def _choice(self, chain: str, endpoints: Endpoints, sep: Mapping[Endpoint, str]) -> Iterator[tuple[str, Rules]]:
+    def _choice(
+        self, chain: str, endpoints: Endpoints, targets: Mapping[Endpoint, str | Direct]
+    ) -> Iterator[tuple[str, Rules]]:
         arms = [
-            Arm(self._arrow(one), sep[one], weight, self._clients(one))
+            Arm(self._arrow(one), targets[one], weight, self._clients(one))
             for one, weight in zip(endpoints, weights(endpoints, self.port.balancing), strict=True)
         ]
         return self.choose(chain, tuple(self._masquerade_internal(chain)), arms, self.affinity)
+
+    def _target(self, endpoint: Endpoint) -> str | Direct:
+        place = str(endpoint)
+        direct = self._is_direct(endpoint)
+        return Direct(self.port.name, place) if direct else names.endpoint_chain(self.port.name, place)
+
+    def _is_direct(self, endpoint: Endpoint) -> bool:
+        """Whether the rule that chooses an endpoint translates.
+
+        Not if that has to remember the client; nor if the endpoint's address and port can be those of the Service: what
+        goes there anyway isn't a translation to conntrack, and so not found by the rule for packets to themselves.
+        """
+        if not self.settings.direct or self.affinity:
+            return False
+        port = self.port
+        addresses = (port.cluster_ip, *port.external_ips, *port.load_balancer_ips)
+        return endpoint.port != port.node_port and (endpoint.port != port.port or endpoint.address not in addresses)
 
     def _clients(self, endpoint: Endpoint) -> str:
         """The list of an endpoint's clients, if it isn't the one of its own chain: that of its pod, for all ports."""

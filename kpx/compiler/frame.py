@@ -1,6 +1,7 @@
 """The rules that stand whatever the Services are: jumps, masquerading, forwarding, the localhost guard."""
 
 from kpx.compiler import names
+from kpx.compiler.hairpin import to_itself
 from kpx.compiler.settings import Settings
 from kpx.compiler.words import comment
 from kpx.family import Family
@@ -47,9 +48,12 @@ def filter_chains(settings: Settings) -> dict[str, Rules]:
 def nat_chains(settings: Settings) -> dict[str, Rules]:
     """The fixed chains of the nat table."""
     mark = settings.masquerade_mark
+    # Marked like all others, so that what follows, and the mark that a packet leaves with, is the same for them.
+    hairpin = (f"{to_itself(settings.family)} -j {names.MARK_MASQ}",) if settings.direct else ()
     return {
         names.MARK_MASQ: (f"-j MARK --set-xmark {mark}/{mark}",),
         names.POSTROUTING: (
+            *hairpin,
             f"-m mark ! --mark {mark}/{mark} -j RETURN",
             f"-j MARK --set-xmark {mark}/0x0",  # so that a packet that passes twice isn't masqueraded twice
             f"{comment('kubernetes service traffic requiring SNAT')} -j MASQUERADE --random-fully",
@@ -82,10 +86,12 @@ def _firewall(settings: Settings) -> Rules:
 
 def _forward(settings: Settings) -> Rules:
     mark = settings.masquerade_mark
-    rules = (
+    rules: Rules = (
         f"{comment('kubernetes forwarding rules')} -m mark --mark {mark}/{mark} -j ACCEPT",
         f"{comment('kubernetes forwarding conntrack rule')} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
     )
+    if settings.direct:  # what is marked only behind this is let through like what is marked before
+        rules += (f"{to_itself(settings.family)} -j ACCEPT",)
     if settings.node.tcp_be_liberal:
         return rules
     # Packets that conntrack can't place would leave with untranslated addresses (kubernetes/kubernetes #74839).

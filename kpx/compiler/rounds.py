@@ -29,6 +29,10 @@ class _Lot:
     arms: Sequence[Arm]
     turns: int
 
+    def rule(self, chance: str) -> str:
+        """The rule that takes it with a chance."""
+        return f"{chance}-j {self.target}" if len(self.arms) > 1 else self.arms[0].rule(chance)
+
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
@@ -65,12 +69,12 @@ class Rounds:
             for lot, chance in zip(
                 (*smaller, largest), weighted(tuple(lot.turns for lot in (*smaller, largest))), strict=True
             ):
-                yield f"{_note(lot)}{chance}-j {lot.target}"
+                yield lot.rule(chance)
             return
         for lot in _spread(smaller):
-            yield f"{_note(lot)}{_one_of(left)}-j {lot.target}"
+            yield lot.rule(_one_of(left))
             left -= 1
-        yield f"{_note(largest)}-j {largest.target}"
+        yield largest.rule("")
 
     def _in_turn(self, chain: str, first: Rules, arms: Sequence[Arm], depth: int) -> Chains:
         """The chain in which each of `arms` has one turn, with the chains of its groups before it."""
@@ -90,7 +94,7 @@ in_turn = Rounds()
 def _turns(alone: Sequence[Arm], groups: dict[str, list[Arm]], count: int) -> Iterator[str]:
     """The rules of a list: endpoints one of `count` each, then groups of equal size."""
     for place, arm in enumerate(alone):
-        yield f"{arm.note}{_one_of(count - place)}-j {arm.chain}"
+        yield arm.rule(_one_of(count - place))
     for place, target in enumerate(groups):
         yield f"{_one_of(len(groups) - place)}-j {target}"
 
@@ -112,10 +116,6 @@ def _lots(chain: str, arms: Sequence[Arm]) -> list[_Lot]:
         _Lot(some[0].chain if len(some) == 1 else _below(chain, place), some, weight * len(some) // unit)
         for place, (weight, some) in enumerate(alike)
     ]
-
-
-def _note(lot: _Lot) -> str:
-    return lot.arms[0].note if len(lot.arms) == 1 else ""
 
 
 def _spread(lots: Sequence[_Lot]) -> list[_Lot]:

@@ -16,7 +16,8 @@ class Settings:
     `local_pods` is the match for packets from this node's pods (`-s CIDR` or `-i NAME`; a leading `! ` negates
     it), empty if they can't be told apart. `node_port_addresses` are the addresses on which node ports are
     open; None means on every local one. `comments` is off in large clusters, where kube-proxy drops the
-    comments of endpoint rules. `nfacct` says that rules count packets for kube-proxy's metrics.
+    comments of endpoint rules. `nfacct` says that rules count packets for kube-proxy's metrics. `direct` says that the
+    rule which chooses an endpoint translates, wherever the endpoint needs no chain for anything else.
     """
 
     family: Family
@@ -28,6 +29,7 @@ class Settings:
     node_port_addresses: tuple[str, ...] | None = None
     comments: bool = True
     nfacct: bool = False
+    direct: bool = False
 
     @property
     def node_port_places(self) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ class Settings:
 
 
 def settings_for(
-    config: KubeProxyConfiguration, node: NodeView, comments: bool = True, nfacct: bool = False
+    config: KubeProxyConfiguration, node: NodeView, comments: bool = True, nfacct: bool = False, direct: bool = False
 ) -> Settings:
     """The settings that `config` means for `node`'s family."""
     ranges = _node_port_ranges(config, node)
@@ -62,6 +64,7 @@ def settings_for(
         node_port_addresses=_node_port_addresses(ranges, node, localhost),
         comments=comments,
         nfacct=nfacct,
+        direct=direct,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kpx.doctor.facts import Facts, Tables
+from kpx.doctor.facts import Facts, Tables, Trial
 from kpx.family import Family
 from kpx.netfilter.tools import Backend
 from kpx.shape import SHAPE
@@ -110,7 +110,8 @@ def _trials(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.WARN, "rules", f"no rule was tried: {facts.no_trials}", advice)
         return
     for family, trials in groupby(facts.trials, lambda trial: trial.family):
-        tried = tuple(trials)
+        every = tuple(trials)
+        tried = [trial for trial in every if not trial.only_for]
         refused = [trial for trial in tried if trial.refusal]
         for trial in refused:
             text = f"{facts.backend} {_NAMES[family]}: {trial.feature} is refused: {trial.refusal}"
@@ -118,6 +119,16 @@ def _trials(facts: Facts) -> Iterator[Finding]:
         if not refused:
             text = f"{facts.backend} {_NAMES[family]}: all {len(tried)} kinds of rules were taken by the kernel"
             yield Finding(Level.OK, "rules", text)
+        yield from (_of_few(facts.backend, trial) for trial in every if trial.only_for)
+
+
+def _of_few(backend: Backend, trial: Trial) -> Finding:
+    """Whether there is what not everybody needs."""
+    place = f"{backend} {_NAMES[trial.family]}"
+    if not trial.refusal:
+        return Finding(Level.OK, "layouts", f"{place}: {trial.feature} is taken: {trial.only_for} can be used")
+    text = f"{place}: {trial.feature} is refused, so that {trial.only_for} can't be used: {trial.refusal}"
+    return Finding(Level.WARN, "layouts", text, "load the kernel's module xt_bpf, or do without")
 
 
 _AGAIN = "try again when it is free"

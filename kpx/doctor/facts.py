@@ -39,11 +39,15 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A rule tried in a throwaway network namespace: what it needs (`-m statistic`), and why it was refused, if so."""
+    """A rule tried in a throwaway network namespace: what it needs (`-m statistic`), and why it was refused, if so.
+
+    `only_for` says who alone needs it, where that isn't everybody.
+    """
 
     family: Family
     feature: str
     refusal: str = ""
+    only_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from kpx.compiler.compile import Layout
+from kpx.compiler.hairpin import to_itself
 from kpx.doctor.facts import Trial
 from kpx.errors import KpxError
 from kpx.family import Family
@@ -41,6 +43,11 @@ def features(family: Family) -> dict[str, tuple[str, str]]:
     }
 
 
+def options(family: Family) -> dict[str, tuple[str, str, str]]:
+    """The same of what not everybody needs, and who does."""
+    return {"-m bpf": ("nat", to_itself(family), f"`--layout {Layout.COMPACT}` and `kpx.dev/balance: source-hash`")}
+
+
 def try_all(backend: Backend) -> tuple[Trial, ...]:
     """Try everything on one backend, for the families that it has tools of.
 
@@ -69,6 +76,8 @@ def _try_family(tools: Tools) -> Iterator[Trial]:
     together = not _refusal(tools, *rules.values())
     for feature, rule in rules.items():
         yield Trial(tools.family, feature, "" if together else _refusal(tools, rule))
+    for feature, (table, rule_of_few, whom) in options(tools.family).items():
+        yield Trial(tools.family, feature, _refusal(tools, (table, rule_of_few)), whom)
 
 
 def _refusal(tools: Tools, *rules: tuple[str, str]) -> str:

@@ -45,10 +45,14 @@ class _Found:
     chains: dict[str, Rules] = field(default_factory=dict)
 
     @property
-    def endpoints(self) -> dict[str, str]:
-        """Endpoints by chain."""
-        found = {chain: _DNAT.search(rule) for chain, rules in self.chains.items() for rule in rules}
-        return {chain: match[2] for chain, match in found.items() if match}
+    def endpoints(self) -> frozenset[str]:
+        """Where its rules translate to."""
+        return frozenset(place for rules in self.chains.values() for place in _places(rules))
+
+
+def _places(rules: Rules) -> Iterator[str]:
+    """The endpoints, as `address:port`, to which rules translate."""
+    yield from (found[2] for found in map(_DNAT.search, rules) if found)
 
 
 def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Explanation:
@@ -160,7 +164,7 @@ def _matching(
     some = [one for one in every.values() if any(a == address and number in (None, p) for a, p in one.ways)]
     if some:
         return f"{asked}: an address of {_names(some)}", some
-    places = [one for one in every.values() if any(_is_at(to, address, number) for to in one.endpoints.values())]
+    places = [one for one in every.values() if any(_is_at(to, address, number) for to in one.endpoints)]
     return (f"{asked}: an endpoint of {_names(places)}" if places else ""), places
 
 
@@ -182,8 +186,9 @@ def _chain(asked: str, every: Mapping[tuple[str, str], _Found], simulator: Simul
         if not is_own_chain(asked) and not owner:
             return f"chain {asked}: {sizes}; it isn't one Service's alone (`kpx graph` shows where it stands)", ()
         return f"chain {asked}{f' of {owner}' if owner else ''}: {sizes}; no Service's packets are led there", ()
-    place = some[0].endpoints.get(asked)
-    return f"chain {asked} of {_names(some)}" + (f": endpoint {place}" if place else ""), some
+    places = sorted(set(_places(some[0].chains[asked])))
+    what = f": endpoint{'s' if len(places) > 1 else ''} {', '.join(places)}" if places else ""
+    return f"chain {asked} of {_names(some)}{excerpt(what) if len(places) > 1 else what}", some
 
 
 def _names(some: Iterable[_Found]) -> str:
@@ -200,13 +205,13 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
     who = _senders(simulator, one, pods, ranges)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
-    places = frozenset(one.endpoints.values()) or None
+    places = one.endpoints or None
     told = [way for way in ways if way.address]
     reports = [way_report(simulator, way, who, places) for way in told]
     balance = next((mode for mode, sign in _SIGNS.items() if any(sign in rule for rule in rules)), "random")
     met = {out.destination for way in reports for use in way.uses for out in use.outcomes}
     if balance == Balance.SOURCE_HASH:  # these packets have few sources: others go elsewhere
-        met |= set(one.endpoints.values())
+        met |= one.endpoints
     return ServicePortReport(
         name=one.name,
         family=simulator.family,
@@ -227,7 +232,7 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
                 why_not="" if place in met else "none of these packets gets there",
                 weight=None,
             )
-            for place in sorted(set(one.endpoints.values()))
+            for place in sorted(one.endpoints)
         ],
         findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who, places)],
     )
@@ -246,7 +251,7 @@ def _own(simulator: Simulator) -> str:
 
 
 def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str]) -> tuple[Sender, ...]:
-    addresses = [place.rpartition(":")[0].strip("[]") for place in one.endpoints.values()]
+    addresses = list(dict.fromkeys(place.rpartition(":")[0].strip("[]") for place in sorted(one.endpoints)))
     return senders(simulator.family, pods, _own(simulator), addresses, ranges)
 
 

@@ -16,10 +16,16 @@ OWN = frozenset(
     }
 )
 TREE = "KPX-"
-"""How the names of those chains begin that only the layout `tree` has."""
+"""How the names of those chains begin that only layouts with trees have."""
+
+ENDPOINT = "KUBE-SEP-"
+"""How the names of chains begin that one endpoint of a service port has for itself, if it has one."""
+
+CHOICES = ("KUBE-SVC-", "KUBE-SVL-", "KPX-SVC-", "KPX-SVL-")
+"""How the names of chains begin that choose an endpoint of a service port, or a group of them."""
 
 PER_PORT = (
-    *("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"),
+    *("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", ENDPOINT),
     "KUBE-XLB-",
     *("KPX-SVC-", "KPX-SVL-", "KPX-AFC-", "KPX-AFL-"),
 )

@@ -3,10 +3,12 @@
 1. filter: what is added. A rule there that refuses a Service's address harms no packet that nat translates.
 2. nat: new chains, bottom-up; nobody jumps to them yet.
 3. nat: changed chains, then the chains that dispatch and the jumps: the switch-over.
-4. nat: stale chains; nobody jumps to them any more.
+4. nat: what is removed from KUBE-POSTROUTING, then stale chains; nobody jumps to them any more.
 5. filter: what is removed.
 
-Where the nat part is small, 2 to 4 are one transaction.
+Where the nat part is small, 2 to 4 are one transaction. KUBE-POSTROUTING comes first among the changed chains where it
+gets rules, and last where it only loses some: the layout `compact` has there, and in KUBE-FORWARD, what others have in
+each endpoint's chain, and no packet may find neither.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,7 +56,7 @@ def _split(edits: Iterable[Edit]) -> tuple[list[Edit], list[Edit]]:
         if edit.separable and edit.step is Step.CHANGE:
             early.append(edit.additions())
             late.append(edit.removals())
-        elif edit.step is Step.DELETE:
+        elif edit.step is Step.DELETE or _only_loses(edit):
             late.append(edit)
         else:
             early.append(edit)
@@ -81,15 +83,26 @@ def _cut(edits: Sequence[Edit], length: int) -> Iterator[Sequence[Edit]]:
         yield edits[start : start + length]
 
 
-_DELETE = 3
+_DELETE = 4
 
 
 def _phase(edit: Edit) -> int:
     if edit.step is Step.CREATE:
         return 0
-    if edit.step is Step.CHANGE:
-        return 2 if edit.separable or not ours(edit.chain) else 1
-    return _DELETE
+    if edit.step is Step.DELETE:
+        return _DELETE
+    if _only_loses(edit):
+        return 3
+    return 2 if edit.separable or not ours(edit.chain) else 1
+
+
+_BEHIND = {("nat", "KUBE-POSTROUTING"), ("filter", "KUBE-FORWARD")}
+"""Chains that all packets pass behind those of their Service."""
+
+
+def _only_loses(edit: Edit) -> bool:
+    """Whether rules go from a chain that is passed behind those of Services, and none come."""
+    return (edit.table, edit.chain) in _BEHIND and edit.step is Step.CHANGE and not edit.added
 
 
 def _transaction(edits: Sequence[Edit]) -> Transaction:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from kpx.netfilter.names import CHOICES
 from kpx.netfilter.rule import comment_of, target_of
 from kpx.netfilter.ruleset import TableName
 from kpx.reconcile.edit import Edit, Step
@@ -66,7 +67,7 @@ def _of_edit(edit: Edit) -> Iterator[Difference]:
             come.remove(rule)
             yield Difference("moved", edit.table, edit.chain, rule, rule)
     for rule in list(come):
-        twin = next((old for old in gone if _same_purpose(old, rule)), None)
+        twin = next((old for old in gone if _same_purpose(edit.chain, old, rule)), None)
         if twin is not None:
             gone.remove(twin)
             come.remove(rule)
@@ -80,6 +81,12 @@ def _of_edit(edit: Edit) -> Iterator[Difference]:
         yield Difference(kind, edit.table, edit.chain)
 
 
-def _same_purpose(old: str, new: str) -> bool:
-    """Whether one rule took the other's place: same comment, and same target or a comment that tells it all."""
-    return target_of(old) == target_of(new) and comment_of(old) == comment_of(new)
+def _same_purpose(chain: str, old: str, new: str) -> bool:
+    """Whether one rule took the other's place: same comment, same target and, if it chooses one, same endpoint."""
+    chooses = chain.startswith(CHOICES)
+    return (_aim(old, chooses), comment_of(old)) == (_aim(new, chooses), comment_of(new))
+
+
+def _aim(rule: str, chooses: bool) -> str | None:
+    target = target_of(rule)
+    return rule.rpartition(" -j ")[2] if chooses and target == "DNAT" else target

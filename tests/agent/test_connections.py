@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kpx.agent.connections import Meter
 from kpx.agent.metrics import Metrics
+from kpx.compiler.compile import Layout
 from kpx.netfilter.counters import Counted
 from kpx.netfilter.tools import Backend
 from tests import lab
@@ -92,7 +93,8 @@ def wait_for(agent: AgentProcess, what: str, holds: Callable[[], bool]) -> None:
 @pytest.mark.kernel
 @needs_kernel
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_totals_are_the_connections_made_through_churn(backend: Backend, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [Layout.TREE, Layout.COMPACT])
+def test_totals_are_the_connections_made_through_churn(layout: Layout, backend: Backend, tmp_path: Path) -> None:
     folder = tmp_path / "shop"
     put(folder, *PODS[:2])
     arguments: list[str | Path] = [
@@ -107,7 +109,7 @@ def test_totals_are_the_connections_made_through_churn(backend: Backend, tmp_pat
         pods = [one.pod(f"pod-{number}", ipv4, f"fd00:244::{10 + number}") for number, ipv4 in enumerate(PODS)]
         with (
             lab.Backends(*pods, tcp=[8080]),
-            AgentProcess(one.host.namespace, tmp_path, None, *arguments, backend=backend) as agent,
+            AgentProcess(one.host.namespace, tmp_path, None, *arguments, backend=backend, layout=layout) as agent,
         ):
             agent.wait_for_log("caches complete")
             reads = "kpx_connections_read_seconds_count"
@@ -121,8 +123,11 @@ def test_totals_are_the_connections_made_through_churn(backend: Backend, tmp_pat
             put(folder, *PODS[1:])
             wait_for(agent, "the endpoint to go", lambda: total(agent, by_endpoint, PODS[0]) is None)
             assert total(agent) == 60
+            stays = total(agent, by_endpoint, PODS[1])
+            assert stays
             assert lab.connect(one.client, VIP, 80, count=40).answered
             wait_for(agent, "100 connections", lambda: total(agent) == 100)
+            assert (total(agent, by_endpoint, PODS[1]) or 0) > stays
             # A full check writes nothing, others' work on the chain is repaired; both count on.
             one.host.namespace.run([f"iptables-{backend}", "-w", "5", "-t", "nat", "-F", web_chain(one, backend)])
             agent.wait_for_log("rules repaired")

@@ -164,7 +164,7 @@ def test_hundreds_of_services_that_come_and_go_at_once_are_one_change(layout: La
 def storm(seed: int, folder: Path) -> Storm:
     """500 changes, then calm, until the kernel is right."""
     rng = random.Random(seed)
-    backend, layout = tuple(Backend)[seed % 2], tuple(Layout)[seed // 2 % 2]
+    backend, layout = tuple(Backend)[seed % 2], tuple(Layout)[seed // 2 % 3]
     promises = Promises(
         watch_list=rng.random() < 0.5, gone_as_status=rng.random() < 0.5, history=rng.choice((30, 10_000))
     )

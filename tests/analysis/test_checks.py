@@ -26,6 +26,7 @@ from tests.compiler.clusters import Manifest, clusters, configs
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, rivals, town
 from tests.kernel import FAMILIES, KUBE_PROXY_1_20, Namespace, case_path, needs_kernel
+from tests.manifests import endpoint_slice, service
 from tests.netfilter.sketch import sketch
 
 CASES = [*sorted(path for path in case_path("").iterdir() if path.is_dir()), KUBE_PROXY_1_20]
@@ -57,12 +58,13 @@ def test_kube_proxys_rules_are_sound(case: Path, family: Family) -> None:
 )
 def test_our_rules_are_sound(some: list[Manifest], family: Family) -> None:
     cluster = Input.of(some, CONFIG, family)
-    for ruleset in (cluster.classic(), cluster.tree(), cluster.tree(DEFAULT, tree.choose)):
+    compact = cluster.compact(), cluster.compact(DEFAULT, tree.choose)
+    for ruleset in (cluster.classic(), cluster.tree(), cluster.tree(DEFAULT, tree.choose), *compact):
         assert findings(Tables(tables_of(ruleset), family)) == []
 
 
 def test_affinity_with_lists_of_groups_is_sound() -> None:
-    for ruleset in (sticky().classic(), sticky().tree(DEFAULT, tree.choose)):
+    for ruleset in (sticky().classic(), sticky().tree(DEFAULT, tree.choose), sticky().compact()):
         assert findings(Tables(tables_of(ruleset), Family.IPV4)) == []
 
 
@@ -70,7 +72,7 @@ def test_affinity_with_lists_of_groups_is_sound() -> None:
 @given(clusters(), configs, st.sampled_from(FAMILIES))
 def test_rules_of_any_cluster_are_sound(objects: list[Manifest], config: Manifest, family: Family) -> None:
     cluster = Input.of(objects, config, family)
-    for ruleset in (cluster.classic(), cluster.tree()):
+    for ruleset in (cluster.classic(), cluster.tree(), cluster.compact()):
         assert findings(Tables(tables_of(ruleset), family)) == []
 
 
@@ -109,6 +111,41 @@ def test_each_check_finds_its_damage(check: str, changes: list[tuple[str, str]])
     (one, *_) = [one for one in found if one.check == check]
     assert one.message
     assert one.advice
+
+
+POSTROUTING = "KUBE-POSTROUTING"
+HAIRPIN = rf"^-A {POSTROUTING} .*bpf.*\n"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ((HAIRPIN, ""), "missing-hairpin"),
+        ((rf"({HAIRPIN})(-A {POSTROUTING} -m mark .*\n)", r"\2\1"), "missing-hairpin"),
+        ((rf"^(-A {POSTROUTING} .*) (-m bpf)", r"\1 -p udp \2"), "missing-hairpin"),
+        ((rf"^(-A {POSTROUTING} .*)32 0 0 \d+,29", r"\g<1>32 0 0 40,29"), "missing-hairpin"),
+        ((r"^(-A KUBE-SVC-\S+) -p tcp (.*DNAT)", r"\1 -p udp \2"), "wrong-protocol"),
+        ((r"^(-A KPX-SVC-\S+) -p tcp (.*DNAT)", r"\1 -p udp \2"), "wrong-protocol"),
+        ((r"^(-A KUBE-SVC-\S+) -p tcp (?:(?!statistic).)*DNAT.*\n", ""), "unequal-shares"),
+    ],
+)
+def test_damage_of_the_layout_compact(change: tuple[str, str], check: str, family: Family, tmp_path: Path) -> None:
+    pod, vip = ("10.244.1.{}", "10.96.0.{}") if family is Family.IPV4 else ("fd00:244::1:{}", "fd00:10:96::{}")
+    sizes = {1: 3, 2: 20}
+    objects = [
+        one
+        for number, size in sizes.items()
+        for one in (
+            service(f"web-{number}", vip.format(number)),
+            endpoint_slice(f"web-{number}", [pod.format(each) for each in range(1, size + 1)]),
+        )
+    ]
+    ruleset = Input.of(objects, CONFIG, family).compact(DEFAULT, tree.choose)
+    dump = tmp_path / "rules"
+    dump.write_text(text_of(ruleset))
+    assert findings(tables_of_text(dump.read_text(), family)) == []
+    assert check in names(findings(tables_of_text(damaged(change, dump=dump), family)))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def arenas() -> Iterator[tuple[Arena, Arena]]:
 
 def chosen(seed: int, kind: str) -> tuple[Tables, Mutation]:
     """A mutation of this kind which some probe tells, of this cluster's rules or, if it has none, of another one's."""
-    classic, tree = variant(5, seed, Family.IPV4)
+    classic, tree, _ = variant(5, seed, Family.IPV4)
     before = tables_of(tree if seed % 2 else classic)
     pick = random.Random(f"{seed} {kind}")
     probes = [packet for one in destinations(classic, tree) for packet in from_everywhere(one, Family.IPV4)]

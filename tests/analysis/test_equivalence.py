@@ -88,28 +88,30 @@ def assert_as_simulated(found: Example, *sides: Side) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tree_classic_and_kube_proxy_are_equivalent(name: str, family: Family) -> None:
+def test_all_layouts_and_kube_proxy_are_equivalent(name: str, family: Family) -> None:
     case = case_path(name)
     config, _ = kpx.parse_config((case / "config.yaml").read_bytes())
     some = Input(manifests.load([str(case / "cluster.yaml")]).objects, config, family)
-    assert_equivalent(side(some.classic()), dump(name, family), family)
-    assert_equivalent(dump(name, family), side(some.tree()), family)
+    for layout in (some.classic(), some.tree(), some.compact()):
+        assert_equivalent(dump(name, family), side(layout), family)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters(), configs, st.sampled_from(FAMILIES))
-def test_tree_and_classic_are_equivalent_for_any_cluster(
-    objects: list[Manifest], config: Manifest, family: Family
-) -> None:
+def test_all_layouts_are_equivalent_for_any_cluster(objects: list[Manifest], config: Manifest, family: Family) -> None:
     some = Input.of(objects, config, family)
     assert_equivalent(side(some.classic()), side(some.tree()), family)
+    # Where nothing is forwarded that nobody lets through, as on a host with Docker.
+    policies = {("filter", "FORWARD"): "DROP"}
+    assert_equivalent((side(some.classic())[0], policies), (side(some.compact())[0], policies), family)
 
 
 @pytest.mark.parametrize("objects", [town(150), rivals()], ids=["town", "rivals"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tree_and_classic_are_equivalent_at_size(objects: list[Manifest], family: Family) -> None:
+def test_all_layouts_are_equivalent_at_size(objects: list[Manifest], family: Family) -> None:
     some = Input.of(objects, CONFIG, family)
-    assert_equivalent(side(some.classic()), side(some.tree(DEFAULT, tree.choose)), family)
+    for layout in (some.tree(DEFAULT, tree.choose), some.compact(DEFAULT, tree.choose)):
+        assert_equivalent(side(some.classic()), side(layout), family)
 
 
 def test_affinity_with_lists_of_groups_is_equivalent() -> None:
@@ -129,6 +131,7 @@ def test_services_with_many_endpoints(affinity: str, endpoints: int, family: Fam
     some = Input.of([service, endpoint_slice("web", pods)], CONFIG, family)
     one, other = side(some.classic()), side(some.tree(DEFAULT, tree.choose))
     assert_equivalent(one, other, family)
+    assert_equivalent(one, side(some.compact(DEFAULT, tree.choose)), family)
     chain = random.Random(endpoints).choice([name for name in other[0]["nat"] if name.startswith("KUBE-SEP-")])
     harmed: Side = ({**other[0], "nat": {**other[0]["nat"], chain: other[0]["nat"][chain][1:]}}, {})
     found = difference(one, harmed, family)
@@ -154,12 +157,84 @@ def test_other_ways_to_balance(balance: str, family: Family) -> None:
     """Without an endpoint, some client's or everybody's share goes elsewhere: to whom is found, whatever decides."""
     some = range(1, 81)
     one = balanced(balance, some, family)
-    assert_equivalent(one, balanced(balance, some, family, kpx.Layout.CLASSIC), family)
+    for layout in kpx.Layout:
+        assert_equivalent(one, balanced(balance, some, family, layout), family)
     less = balanced(balance, some[1:], family)
     found = difference(one, less, family)
     assert found is not None
     assert found.is_certain
     assert_as_simulated(found, one, less)
+
+
+HAIRPIN_RULES = (("nat", "KUBE-POSTROUTING", "ACCEPT"), ("filter", "KUBE-FORWARD", "DROP"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("table", "chain", "policy"), HAIRPIN_RULES)
+def test_packets_of_pods_to_themselves_are_a_class_of_their_own(
+    table: str, chain: str, policy: str, family: Family
+) -> None:
+    """Who doesn't masquerade them, or doesn't let them through, is found out by one of them."""
+    some = Input.of(town(12), CONFIG, family)
+    policies = {("filter", "FORWARD"): policy}
+    one, other = (side(some.classic())[0], policies), (side(some.compact())[0], policies)
+    assert_equivalent(one, other, family)
+    left = tuple(rule for rule in other[0][table][chain] if "-m bpf" not in rule)
+    assert len(left) == len(other[0][table][chain]) - 1
+    harmed: Side = ({**other[0], table: {**other[0][table], chain: left}}, policies)
+    found = difference(one, harmed, family)
+    assert found is not None
+    assert found.is_certain
+    assert_as_simulated(found, one, harmed)
+    arrives = {share.outcome.destination for side_ in found.sides for share in side_ if share.outcome.destination}
+    assert any(place.rpartition(":")[0].strip("[]") == found.packet.source for place in arrives)
+
+
+def test_what_goes_to_itself_anyway_is_translated_to_nowhere() -> None:
+    """An endpoint behind an external address that is its own: conntrack knows of no translation then."""
+    service = one_service("web", "10.96.0.1", 8080, externalIPs=["10.200.0.2"], externalTrafficPolicy="Local")
+    pods = endpoint_slice("web", ["10.200.0.2", "10.244.0.5"], "node-0")
+    some = Input.of([service, pods], CONFIG, IPV4)
+    assert_equivalent(side(some.classic()), side(some.compact()))
+    tables = side(some.compact())[0]
+    own = [name for name in tables["nat"] if name.startswith("KUBE-SEP-")]
+    assert len(own) == 1
+    assert "10.200.0.2:8080" in tables["nat"][own[0]][1]
+    chain = next(name for name in tables["nat"] if name.startswith("KUBE-SVL-"))
+    to = "-j DNAT --to-destination 10.200.0.2:8080"
+    direct = tuple(
+        f"-p tcp {rule.replace(f'-j {own[0]}', to)}" if own[0] in rule else rule for rule in tables["nat"][chain]
+    )
+    harmed: Side = ({**tables, "nat": {**tables["nat"], chain: direct}}, {})
+    found = difference(side(some.classic()), harmed)
+    assert found is not None
+    assert (found.packet.source, found.packet.destination) == ("10.200.0.2", "10.200.0.2")
+    assert_as_simulated(found, side(some.classic()), harmed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_programs_that_compare_source_and_destination(family: Family) -> None:
+    """In whatever order they look at the words; one that leaves out a word, or takes one for another, is another."""
+    places = [(12, 16)] if family is IPV4 else [(8, 24), (12, 28), (16, 32), (20, 36)]
+
+    def program(pairs: list[tuple[int, int]], yes: int = 65535) -> Side:
+        steps = [
+            f"32 0 0 {one},7 0 0 0,32 0 0 {other},29 0 {4 * (len(pairs) - at) - 3} 0"
+            for at, (one, other) in enumerate(pairs)
+        ]
+        code = ",".join([str(4 * len(pairs) + 2), *steps, f"6 0 0 {yes}", "6 0 0 0"])
+        return chains(filter_={"FORWARD": (f'-m bpf --bytecode "{code}" -j DROP',)})
+
+    one = program(places)
+    assert_equivalent(one, program([(to, from_) for from_, to in reversed(places)], yes=1), family)
+    found = difference(one, chains(), family)
+    assert found is not None
+    assert found.is_certain
+    assert found.packet.source == found.packet.destination
+    assert_as_simulated(found, one, chains())
+    swapped = [(places[0][1], places[0][1]), *places[1:]]
+    for other in (program(places[1:] or swapped), program(swapped), program(places, yes=0)):
+        assert difference(one, other, family) is not None
 
 
 def test_who_is_in_turn_counts_as_chance_does_and_who_has_a_hash_does_not() -> None:
@@ -192,7 +267,7 @@ def test_hashes_are_compared_by_the_numbers_that_they_take() -> None:
 def test_the_order_of_chains_and_of_unordered_rules_does_not_count(number: int) -> None:
     pick = random.Random(number)
     family = FAMILIES[number // 2 % 2]
-    one = variant(12, number, family)[number % 2]
+    one = variant(12, number, family)[number % 3]
     other = shuffled(one)
     tables = {
         name: dict(pick.sample(list(chains_.items()), len(chains_))) for name, chains_ in tables_of(other).items()
@@ -261,6 +336,31 @@ def test_every_kind_of_match_tells_packets_apart(one: str, other: str, hook: str
         assert_as_simulated(found, *sides)
     for tables in sides:
         assert_equivalent(tables, tables)
+
+
+def test_what_only_translated_packets_meet_counts() -> None:
+    """Although it is the same on both sides what is translated, and for all others what comes then."""
+    nat = {"PREROUTING": ("-d 10.0.0.1/32 -p tcp -j DNAT --to-destination 10.1.1.1:80",)}
+    masked = {"POSTROUTING": ("-m conntrack --ctstate DNAT -j MASQUERADE",)}
+    one, other = chains({**nat, **masked}), chains(nat)
+    found = difference(one, other)
+    assert found is not None
+    assert_as_simulated(found, one, other)
+
+
+def test_what_a_rule_changes_is_what_the_next_one_sees() -> None:
+    """Also where the next one asks for it before the first one would ask for what it asks for."""
+    lasting = f"{KNOWN} --seconds 60 -j MARK --set-xmark 0x1/0x1"
+    marked: Side = ({"mangle": {"PREROUTING": (lasting, "-m mark --mark 0x1/0x1 -j DROP")}}, {})
+    dropped: Side = (
+        {"mangle": {"PREROUTING": (f"{KNOWN} --seconds 60 -j DROP", "-m mark --mark 0x1/0x1 -j DROP")}},
+        {},
+    )
+    assert_equivalent(marked, dropped)
+    unmarked: Side = ({"mangle": {"PREROUTING": (lasting,)}}, {})
+    found = difference(marked, unmarked)
+    assert found is not None
+    assert_as_simulated(found, marked, unmarked)
 
 
 def test_a_lost_note_is_a_difference() -> None:

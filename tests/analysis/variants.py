@@ -1,4 +1,4 @@
-"""Small clusters of several kinds, compiled in both layouts."""
+"""Small clusters of several kinds, compiled in every layout."""
 
 import kpx
 from kpx.family import Family
@@ -7,8 +7,8 @@ from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, town
 
 
-def variant(services: int, seed: int, family: Family) -> tuple[Ruleset, Ruleset]:
-    """`classic` and `tree` for a cluster with a bit of everything, with affinity, or with other ways to balance."""
+def variant(services: int, seed: int, family: Family) -> tuple[Ruleset, Ruleset, Ruleset]:
+    """`classic`, `tree` and `compact` for a cluster: with a bit of everything, affinity, or other ways to balance."""
     manifests = town(services, seed=seed)
     for number, one in enumerate(one for one in manifests if one["kind"] == "Service"):
         if seed % 3 == 1:
@@ -17,9 +17,9 @@ def variant(services: int, seed: int, family: Family) -> tuple[Ruleset, Ruleset]
             one["metadata"]["annotations"] = {"kpx.dev/balance": ("source-hash", "round-robin")[number % 2]}
     some = Input.of(manifests, CONFIG, family)
     if seed % 3 < 2:
-        return some.classic(), some.tree()
-    classic, tree = (
+        return some.classic(), some.tree(), some.compact()
+    classic, tree, compact = (
         kpx.compile(some.objects, some.config, family=family, layout=one)
-        for one in (kpx.Layout.CLASSIC, kpx.Layout.TREE)
+        for one in (kpx.Layout.CLASSIC, kpx.Layout.TREE, kpx.Layout.COMPACT)
     )
-    return classic, tree
+    return classic, tree, compact

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from kpx.compiler.compile import Layout
 from kpx.family import Family
 from kpx.netfilter.tools import Backend, Tools
 from tests.bench import agent, connect, peer
@@ -25,22 +26,23 @@ LARGE = 20_000
 Record = dict[str, Any]
 
 
-def measure(town: Town, backend: Backend, plan: agent.Plan, cap: float) -> Record:
-    """Everything of one town on one backend."""
+def measure(town: Town, backend: Backend, layout: Layout, plan: agent.Plan, other: peer.PeerFigures) -> Record:
+    """Everything of one town on one backend, in one layout; `other` is the same work in kube-proxy's shape."""
     with tempfile.TemporaryDirectory(prefix="kpx-bench-") as folder:
-        figures = agent.measure(town, backend, plan, Path(folder))
-    click.echo(f"{town}: {figures}", err=True)  # in case that the peer's turn is broken off
+        figures = agent.measure(town, backend, layout, plan, Path(folder))
+    click.echo(f"{town}, {layout}: {figures}", err=True)  # in case that it is broken off later
     return {
         "town": str(town),
         "services": town.services,
         "endpoints": town.endpoints,
         "backend": backend,
+        "layout": layout,
         "kpx": asdict(figures),
         "quantiles": {
             name: {str(percent): figures.changes.quantile(values, percent) for percent in (50, 99)}
             for name, values in asdict(figures.changes).items()
         },
-        "peer": asdict(peer.measure(town, backend, cap)),
+        "peer": asdict(other),
     }
 
 
@@ -57,6 +59,7 @@ def cells(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "  one transaction in kube-proxy's shape", _load(other, cold["done"] - cold["listed"])
     yield "restart, nothing changed", f"{again['done']:.1f} s, {again['restores']:.0f} restores"
     yield "rules, chains", f"{kpx['rules']:,}, {kpx['chains']:,}"
+    yield "memory of the kernel", f"{kpx['kernel']:.0f} MB"
     yield "RSS, steady / at most", f"{kpx['memory']:.0f} / {cold['peak']:.0f} MB"
     yield "  largest iptables process", f"{cold['tools_peak']:.0f} MB"
     latency, own = times["latencies"], times["own"]
@@ -88,12 +91,12 @@ def _ms(seconds: float) -> str:
 
 
 def table(backend: Backend, records: list[Record]) -> Table:
-    """One column for each town."""
+    """One column for each town in each layout."""
     made = Table(title=f"Services x endpoints, backend {backend}")
     made.add_column("")
     columns = [dict(cells(record)) for record in records]
     for record in records:
-        made.add_column(record["town"], justify="right")
+        made.add_column(f"{record['town']}, {record['layout']}", justify="right")
     for what in dict.fromkeys(what for column in columns for what in column):
         made.add_row(what, *(column.get(what, "") for column in columns))
     return made
@@ -102,15 +105,29 @@ def table(backend: Backend, records: list[Record]) -> Table:
 @click.command()
 @click.option("--sizes", default="1k,10k,50kx2,1x5000", show_default=True, help="Services, or Services x endpoints.")
 @click.option("--backend", type=click.Choice([one.value for one in Backend]), multiple=True, help="[default: nft]")
+@click.option(
+    "--layout",
+    type=click.Choice([one.value for one in Layout]),
+    multiple=True,
+    default=[Layout.TREE.value, Layout.COMPACT.value],
+    show_default=True,
+)
 @click.option("--changes", default=60, show_default=True, help="Single changes, one after the other.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long to let 1 % of the Services change a second.")
 @click.option("--cap", default=60.0, show_default=True, help="Seconds after which kube-proxy's transaction is stopped.")
 @click.option("--connect/--no-connect", "connects", default=True, show_default=True, help="Measure connect(), too.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
-    sizes: str, backend: tuple[str, ...], changes: int, seconds: float, cap: float, connects: bool, results: Path
+    sizes: str,
+    backend: tuple[str, ...],
+    layout: tuple[str, ...],
+    changes: int,
+    seconds: float,
+    cap: float,
+    connects: bool,
+    results: Path,
 ) -> None:
-    """Measure kpx on generated clusters. 10,000 Services take four minutes, everything a quarter of an hour."""
+    """Measure kpx on generated clusters. 10,000 Services take four minutes in a layout, everything half an hour."""
     console = Console(width=120)
     found: Record = {"machine": machine(), "towns": [], "connect": []}
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +136,11 @@ def main(
         for town in map(Town.of, sizes.split(",")):
             few = town.services >= LARGE
             plan = agent.Plan(min(changes, 20) if few else changes, 1.1, seconds / 2, seconds)
-            records.append(measure(town, one, plan, cap))
-            found["towns"].append(records[-1])
-            results.write_text(json.dumps(found, indent=1))
+            other = peer.measure(town, one, cap)
+            for name in layout:
+                records.append(measure(town, one, Layout(name), plan, other))
+                found["towns"].append(records[-1])
+                results.write_text(json.dumps(found, indent=1))
         console.print(table(one, records))
         if connects:
             rows = connect.rows(one)

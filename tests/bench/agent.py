@@ -22,7 +22,7 @@ from kpx.netfilter.netlink import HEADER, NETLINK_NETFILTER, Netlink
 from kpx.netfilter.tools import Backend
 from tests.agent.harness import NODE, AgentProcess, save
 from tests.apiserver import ApiServerProcess
-from tests.bench.towns import Town
+from tests.bench.towns import Joined, Town
 from tests.lab import Namespace
 from tests.manifests import node
 
@@ -36,7 +36,7 @@ class Clock(Protocol):
     """Tells when the kernel has what it is waited for."""
 
     def wait(self, chain: str) -> float:
-        """Wait for the commit that makes a chain; its `time.monotonic()`."""
+        """Wait for the commit that changes a chain; its `time.monotonic()`."""
 
 
 class NftClock:
@@ -59,7 +59,7 @@ class NftClock:
 
 
 class LegacyClock:
-    """A look every millisecond whether the table has become larger."""
+    """A look every millisecond whether the table has changed."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
@@ -69,7 +69,7 @@ class LegacyClock:
         end = time.monotonic() + _PATIENCE
         while (now := self._look()) == self._known:
             if time.monotonic() > end:
-                raise TimeoutError(f"{chain} isn't there")
+                raise TimeoutError(f"{chain} is as it was")
             time.sleep(0.001)
         self._known = now
         return time.monotonic()
@@ -125,11 +125,14 @@ class Churn:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one town came to on one backend. `memory` is RSS in MB, a while after the start."""
+    """What one town came to on one backend, in one layout. `memory` is RSS in MB, a while after the start; `kernel`
+    is by how many MB what the kernel holds for itself has grown by then (slabs that can't be reclaimed, and vmalloc).
+    """
 
     cold: Start
     restart: Start
     memory: float
+    kernel: float
     rules: int
     chains: int
     changes: Changes
@@ -149,7 +152,7 @@ class Plan:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def measure(town: Town, backend: Backend, plan: Plan, folder: Path) -> Figures:
+def measure(town: Town, backend: Backend, layout: Layout, plan: Plan, folder: Path) -> Figures:
     """Run an agent on a town and change it."""
     with Namespace() as namespace:
         namespace.ip("link set lo up")
@@ -157,11 +160,12 @@ def measure(town: Town, backend: Backend, plan: Plan, folder: Path) -> Figures:
             server.put_all([node(NODE), *town.objects()])
             # kube-proxy's own defaults, with minSyncPeriod of a second.
             agent = AgentProcess(
-                namespace, folder, server, backend=backend, layout=Layout.TREE, config={"iptables": plan.config}
+                namespace, folder, server, backend=backend, layout=layout, config={"iptables": plan.config}
             )
+            before = kernel_memory()
             cold = start(agent)
             time.sleep(5)
-            memory = status(agent.pid, "VmRSS")
+            memory, kernel = status(agent.pid, "VmRSS"), kernel_memory() - before
             text = save(namespace, backend, Family.IPV4)
             numbers = _Numbers(town)
             changes = change(agent, server, numbers, plan)
@@ -174,7 +178,7 @@ def measure(town: Town, backend: Backend, plan: Plan, folder: Path) -> Figures:
             restart = start(agent)
             agent.stop(60)
             rules, chains = text.count("\n-A "), text.count("\n:")
-            return Figures(cold, restart, memory, rules, chains, changes, slow, fast, sum(idle))
+            return Figures(cold, restart, memory, kernel, rules, chains, changes, slow, fast, sum(idle))
 
 
 class _Numbers:
@@ -183,7 +187,7 @@ class _Numbers:
     def __init__(self, town: Town) -> None:
         self._town, self._number = town, 0
 
-    def next(self) -> tuple[dict[str, Any], str]:
+    def next(self) -> Joined:
         self._number += 1
         return self._town.joined(self._number)
 
@@ -242,10 +246,10 @@ def change(agent: AgentProcess, server: ApiServerProcess, numbers: _Numbers, pla
     known = len(agent.log("synced"))
     latencies = []
     for _ in range(plan.changes):
-        piece, chain = numbers.next()
+        joined = numbers.next()
         begin = time.monotonic()
-        server.put(piece)
-        latencies.append(clock.wait(chain) - begin)
+        server.put(joined.piece)
+        latencies.append(clock.wait(joined.chain) - begin)
         time.sleep(plan.pause)
     syncs = [one for one in agent.log("synced")[known:] if one["lines"] and one.get("restore_ms")]
     own = [(one["total_ms"] - one["restore_ms"]) / 1000 for one in syncs]
@@ -257,17 +261,17 @@ def churn(agent: AgentProcess, server: ApiServerProcess, numbers: _Numbers, rate
     before, begin, count = _cpu_seconds(agent.pid), time.monotonic(), 0
     while (passed := time.monotonic() - begin) < seconds:
         if count < passed * rate:
-            server.put(numbers.next()[0])
+            server.put(numbers.next().piece)
             count += 1
         else:
             time.sleep(0.001)
     own, tools = (now - then for now, then in zip(_cpu_seconds(agent.pid), before, strict=True))
     real = count / passed
-    piece, chain = numbers.next()
+    last = numbers.next()
     end = time.monotonic()
-    server.put(piece)
+    server.put(last.piece)
     for _ in agent.patiently(120, "the last change", pause=0.05):
-        if f":{chain} " in save(agent.namespace, agent.backend, Family.IPV4):
+        if f"--to-destination {last.endpoint}\n" in save(agent.namespace, agent.backend, Family.IPV4):
             break
     settled = time.monotonic() - end
     return Churn(rate, real, own / passed, tools / passed, status(agent.pid, "VmRSS"), settled)
@@ -277,6 +281,13 @@ def status(pid: int, name: str) -> float:
     """A size from a process' status, in MB; 0 of one that has just ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) / 1000 for line in lines if line.startswith(f"{name}:")), 0.0)
+
+
+def kernel_memory() -> float:
+    """What the kernel holds for itself, in MB: slabs that can't be reclaimed, and vmalloc."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    sizes = {words[0].rstrip(":"): int(words[1]) for words in lines}
+    return (sizes["SUnreclaim"] + sizes["VmallocUsed"]) / 1000
 
 
 def share(pid: int, seconds: float) -> tuple[float, float]:

@@ -19,12 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 import kpx
-from kpx.compiler.compile import Layout, compile_fragment, join
+from kpx.compiler.compile import Layout, Target, compile_fragment, join, target_settings
 from kpx.compiler.fragment import Fragment
-from kpx.compiler.settings import Settings, settings_for
+from kpx.compiler.settings import Settings
 from kpx.family import Family
 from kpx.model.cluster import cluster_of
-from kpx.model.node import node_view
 from kpx.model.policy import select
 from kpx.netfilter.restore import payload
 from kpx.netfilter.ruleset import Ruleset
@@ -145,10 +144,10 @@ class Rules:
     def of(self, layout: Layout, only: str = "") -> Ruleset:
         """The rules that the whole cluster has, or those among them that one Service has."""
         fragments = self._fragments(layout).items()
-        return join([one for name, one in fragments if not only or name == only], self._settings(), layout)
+        return join([one for name, one in fragments if not only or name == only], self._settings(layout), layout)
 
     def _fragments(self, layout: Layout) -> Mapping[str, Fragment]:
-        cluster, settings = cluster_of(self._objects, Family.IPV4, clusters.NODE), self._settings()
+        cluster, settings = cluster_of(self._objects, Family.IPV4, clusters.NODE), self._settings(layout)
         return {
             name.name: compile_fragment(
                 port, select(cluster.endpoints.get(name, ()), port, settings.node), settings, layout
@@ -156,9 +155,10 @@ class Rules:
             for name, port in cluster.ports.items()
         }
 
-    def _settings(self) -> Settings:
+    def _settings(self, layout: Layout) -> Settings:
         large = cluster_of(self._objects, Family.IPV4, clusters.NODE).is_large
-        return settings_for(self._config, node_view(clusters.NODE, Family.IPV4, None), comments=not large)
+        target = Target(clusters.NODE, Family.IPV4, layout)
+        return target_settings(self._config, target, None, comments=not large)
 
 
 def many_services(stack: ExitStack, backend: Backend, services: int, endpoints: int) -> Iterator[Comparison]:
@@ -174,7 +174,7 @@ def many_services(stack: ExitStack, backend: Backend, services: int, endpoints: 
         "no Services": Site(stack, Rules([]).of(Layout.TREE), backend),
     }
     for layout, site in sites.items():
-        limit = 1.3 if layout is Layout.TREE else None
+        limit = 1.3 if layout.has_trees else None
         for place, one in places.items():
             address = one["spec"]["clusterIP"]
             what = f"{layout}: {place} of {services:,} Services"
@@ -196,7 +196,7 @@ def many_endpoints(stack: ExitStack, backend: Backend, endpoints: int) -> Iterat
     address = clusters.service(0)["spec"]["clusterIP"]
     alone = Way(Site(stack, one.of(Layout.TREE), backend), address)
     for layout in Layout:
-        limit = 1.5 if layout is Layout.TREE else None
+        limit = 1.5 if layout.has_trees else None
         way = Way(Site(stack, many.of(layout), backend), address)
         yield Comparison(f"{layout}: a Service with {endpoints:,} endpoints", "with one", limit, way, alone)
 

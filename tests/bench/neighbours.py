@@ -37,12 +37,12 @@ class Scene:
 
     def update(self) -> float:
         """Let an endpoint join an innocent Service; seconds until the kernel has it."""
-        piece, chain = self.numbers.next()
+        joined = self.numbers.next()
         nft = self.agent.backend is Backend.NFT
         clock: Clock = NftClock(self.namespace) if nft else LegacyClock(self.namespace)  # what waits fills the old one
         begin = time.monotonic()
-        self.server.put(piece)
-        return clock.wait(chain) - begin
+        self.server.put(joined.piece)
+        return clock.wait(joined.chain) - begin
 
 
 def greedy(number: int, ports: int, addresses: list[str]) -> Manifest:

@@ -14,9 +14,13 @@ from matplotlib import pyplot
 Record = Mapping[str, Any]
 
 
+def _name(record: Record) -> str:
+    return f"{record['town']}, {record['layout']}"
+
+
 def cold_start(records: Sequence[Record], axes: Any) -> None:
     """Seconds from the start of the process to all rules, stage by stage."""
-    names = [record["town"] for record in records]
+    names = list(map(_name, records))
     starts = [record["kpx"]["cold"] for record in records]
     stages = {
         "imports": [one["imported"] for one in starts],
@@ -43,7 +47,7 @@ def update(records: Sequence[Record], axes: Any) -> None:
     width = 0.8 / len(bars)
     for index, (name, seconds) in enumerate(bars.items()):
         axes.bar([at + index * width for at in range(len(records))], seconds, width, label=name)
-    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(records))], [record["town"] for record in records])
+    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(records))], list(map(_name, records)))
     axes.set_yscale("log")
     axes.set_ylabel("seconds")
     axes.set_title("one endpoint changed, until it is in the kernel")

@@ -4,11 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kpx.compiler.names import endpoint_chain
+from kpx.compiler.names import port_hash
 from kpx.model.service import ServicePortName
 from tests.bench import clusters
 
 _PER_SLICE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A slice with one endpoint more, which it is, and the chain whose rules change with it in every layout."""
+
+    piece: dict[str, Any]
+    endpoint: str
+    chain: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +54,11 @@ class Town:
                 "endpoints": every[at : at + _PER_SLICE],
             }
 
-    def joined(self, number: int) -> tuple[dict[str, Any], str]:
-        """The slice of some Service with one endpoint more, another one for each number; and that endpoint's chain."""
+    def joined(self, number: int) -> "Joined":
+        """The slice of some Service with one endpoint more, another one for each number."""
         which = number * 7 % self.services
         piece = next(self._slices(which))
         address = f"10.{200 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
         piece["endpoints"] = [*piece["endpoints"], {**piece["endpoints"][0], "addresses": [address]}]
         name = ServicePortName(piece["metadata"]["namespace"], f"svc-{which:05}", "http", "tcp")
-        return piece, endpoint_chain(name, f"{address}:8080")
+        return Joined(piece, f"{address}:8080", f"KUBE-SVC-{port_hash(name)}")

@@ -10,6 +10,7 @@ import yaml
 from helm_python import Chart
 
 from kpx.api import parse_config
+from kpx.compiler.compile import Layout
 from kpx.version import __version__
 from tests.agent.test_metrics import KPX, KUBE_PROXY
 from tests.apiserver import Rule
@@ -235,6 +236,17 @@ def test_ranges_for_external_ips() -> None:
     assert args({"externalIPRanges": ranges}) == ["--external-ip-ranges=203.0.113.0/24,2001:db8::/64"]
     with pytest.raises(HelmError, match="externalIPRanges"):
         release({"externalIPRanges": ["203.0.113.7"]})
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_every_layout_can_be_chosen(layout: Layout) -> None:
+    assert f"--layout={layout}" in release({"layout": layout.value}).container["args"]
+
+
+def test_a_layout_that_there_is_none_of() -> None:
+    assert not any(one.startswith("--layout") for one in release().container["args"])
+    with pytest.raises(HelmError, match="layout"):
+        release({"layout": "flat"})
 
 
 def test_further_arguments_come_last() -> None:

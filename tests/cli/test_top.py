@@ -19,7 +19,7 @@ from typing import Any, get_args
 import pytest
 
 from kpx.analysis.traffic import Reading, Traffic, traffic
-from kpx.netfilter.counters import Counted, parse_counters
+from kpx.netfilter.counters import Counted, by_place, parse_counters
 from kpx.netfilter.tools import Backend, Tools
 from tests import lab, manifests
 from tests.kernel import needs_kernel
@@ -59,13 +59,20 @@ def backend(request: pytest.FixtureRequest) -> lab.Backend:
     return request.param  # type: ignore[no-any-return]
 
 
+@pytest.fixture(params=["tree", "compact"])
+def layout(request: pytest.FixtureRequest) -> str:
+    """The layout decides where it is counted: in the endpoint's chain, or where it is chosen."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture
-def node(backend: lab.Backend, tmp_path: Path) -> Iterator[lab.Node]:
+def node(backend: lab.Backend, layout: str, tmp_path: Path) -> Iterator[lab.Node]:
     path = manifests.write(tmp_path / "shop.json", objects())
     with lab.Node() as one:
         pods = [one.pod(f"pod-{number}", ipv4, f"fd00:244::{10 + number}") for number, ipv4 in enumerate(PODS)]
         with lab.Backends(*pods, tcp=PORTS, udp=[8000]):
-            kpx(one, "apply", "-f", path, "--node", "node-0", "--family", "dual", "--backend", backend)
+            options = ("--node", "node-0", "--family", "dual", "--backend", backend, "--layout", layout)
+            kpx(one, "apply", "-f", path, *options)
             yield one
 
 
@@ -110,7 +117,7 @@ def test_live_rates_add_up_to_what_was_sent(node: lab.Node, backend: lab.Backend
         end = time.monotonic() + PATIENCE
         while round(sum(counted(one) for one in seen)) < 150 and time.monotonic() < end:
             seen.append(Traffic.model_validate_json(process.stdout.readline()))
-        # An endpoint chain that is written anew begins at 0, and that is no negative rate.
+        # What is counted in a chain that is written anew begins at 0, and that is no negative rate.
         node.load(f"*nat\n:{chain(node, backend)} - [0:0]\nCOMMIT\n", backend=backend)
         seen.append(Traffic.model_validate_json(process.stdout.readline()))
     finally:
@@ -126,7 +133,7 @@ def counted(found: Traffic) -> float:
 
 def chain(node: lab.Node, backend: lab.Backend) -> str:
     saved = node.rules(backend=backend)
-    return next(line.split()[1] for line in saved.splitlines() if line.startswith("-A KUBE-SEP-") and ":8003" in line)
+    return next(line.split()[1] for line in saved.splitlines() if "-j DNAT" in line and line.endswith(":8003"))
 
 
 @pytest.mark.kernel
@@ -159,8 +166,8 @@ def test_the_table_fits_a_terminal_and_can_be_filtered(node: lab.Node, backend: 
 
 
 def reading(at: float, **counts: int) -> Reading:
-    chains = {name: Counted(name, "tcp", f"10.0.0.{n}:80", count) for n, (name, count) in enumerate(counts.items())}
-    return Reading(at, chains, {"a": "shop/web:http", "b": "shop/web:http", "c": "shop/cart"})
+    counted = (Counted(name, "tcp", f"10.0.0.{n}:80", count) for n, (name, count) in enumerate(counts.items()))
+    return Reading(at, by_place(counted), {"a": "shop/web:http", "b": "shop/web:http", "c": "shop/cart"})
 
 
 def test_a_counter_that_begins_anew_counts_from_zero() -> None:
@@ -204,6 +211,30 @@ def test_only_endpoint_chains_are_read() -> None:
         Counted("KUBE-SEP-A", "tcp", "[fd00::1]:80", 4), Counted("KUBE-SEP-B", "udp", "10.0.0.1:53", 0),
     ]  # fmt: skip
     assert [one.chain for one in parse_counters(text.split(b"\n"), idle=False)] == ["KUBE-SEP-A"]
+
+
+def test_rules_that_choose_an_endpoint_count_for_it_all_together() -> None:
+    """In turns an endpoint has several rules, and it may be chosen in the chains of two policies."""
+    turn, to = b"-p tcp -m statistic --mode nth --every %d --packet 0 ", b"-j DNAT --to-destination 10.0.0.%d:80\n"
+    text = (
+        b"*nat\n[4:240] -A KUBE-SVC-A " + turn % 3 + to % 1,
+        b"[2:120] -A KUBE-SVC-A " + turn % 2 + to % 1,
+        b"[7:420] -A KUBE-SVC-A -p tcp " + to % 2,
+        b"[1:60] -A KUBE-SVL-A -p tcp " + to % 1,
+        b"[3:180] -A KPX-SVC-A-f -p tcp -m comment --comment x " + to % 3,
+    )
+    counters = by_place(parse_counters(b"".join(text).split(b"\n")))
+    assert {place: one.connections for place, one in counters.items()} == {
+        ("KUBE-SVC-A", "10.0.0.1:80"): 6,
+        ("KUBE-SVC-A", "10.0.0.2:80"): 7,
+        ("KUBE-SVL-A", "10.0.0.1:80"): 1,
+        ("KPX-SVC-A-f", "10.0.0.3:80"): 3,
+    }
+    owners = dict.fromkeys(("KUBE-SVC-A", "KUBE-SVL-A", "KPX-SVC-A-f"), "shop/web")
+    (service,) = traffic(None, Reading(0.0, counters, owners), "name").services
+    assert [(one.endpoint, one.connections) for one in service.endpoints] == [
+        ("10.0.0.1:80", 7), ("10.0.0.2:80", 7), ("10.0.0.3:80", 3),
+    ]  # fmt: skip
 
 
 def test_the_schema_is_the_shape_of_the_json(tmp_path: Path) -> None:

@@ -52,9 +52,25 @@ def test_a_connection_to_a_cluster_ip() -> None:
         assert choice.target_name == there.chain_name == f"shop/front-end:http -> {path.outcome.destination}"
 
 
-def test_an_ipv6_connection_and_the_layout_tree() -> None:
+def test_a_pod_that_is_sent_to_itself_in_the_layout_compact() -> None:
+    """The rule that chooses it translates, and one rule for all masquerades what comes back to its sender."""
+    found = traced("tcp 10.244.1.12 -> 10.96.0.10:80", "--layout", "compact", *SHOP)
+    assert {(one.destination, one.masqueraded) for one in found.outcomes} == {
+        ("10.244.0.11:8080", False), ("10.244.1.12:8080", True), ("10.244.2.13:8080", False),
+    }  # fmt: skip
+    own = next(path for path in found.paths if path.outcome.masqueraded)
+    assert not any(step.chain.startswith("KUBE-SEP-") for path in found.paths for step in path.steps)
+    choice = next(step for step in own.steps if step.action.startswith("DNAT"))
+    assert (choice.chain_name, choice.action) == ("shop/front-end:http", "DNAT --to-destination 10.244.1.12:8080")
+    hairpin = next(step for step in own.steps if step.chain == "KUBE-POSTROUTING")
+    assert (hairpin.position, hairpin.action) == (1, "KUBE-MARK-MASQ")
+    said = run("trace", "tcp 10.244.1.12 -> 10.96.0.10:80", "--layout", "compact", *SHOP).stdout
+    assert "DNAT to its own source" in " ".join(said.split())
+
+
+def test_an_ipv6_connection_and_the_other_layouts() -> None:
     flow = "tcp fd00:244:0:1::9 -> [fd00:96::10]:80"
-    for layout in ("classic", "tree"):
+    for layout in ("classic", "tree", "compact"):
         found = traced(flow, "--layout", layout, *SHOP)
         assert len(found.outcomes) == 3
         assert all(one.destination.startswith("[fd00:244:") for one in found.outcomes)

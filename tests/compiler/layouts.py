@@ -42,13 +42,16 @@ class Input:
 
     @property
     def settings(self) -> Settings:
+        return self._settings()
+
+    def _settings(self, direct: bool = False) -> Settings:
         node = next((one for one in self.objects if isinstance(one, kpx.api.Node)), None)
         comments = not cluster_of(self.objects, self.family, self.node_name).is_large
-        return settings_for(self.config, node_view(self.node_name, self.family, node), comments)
+        return settings_for(self.config, node_view(self.node_name, self.family, node), comments, direct=direct)
 
-    def fragments(self, choose: Choose = linear) -> list[Fragment]:
+    def fragments(self, choose: Choose = linear, direct: bool = False) -> list[Fragment]:
         cluster = cluster_of(self.objects, self.family, self.node_name)
-        settings = self.settings
+        settings = self._settings(direct)
         return [
             compile_port(port, select(cluster.endpoints.get(name, ()), port, settings.node), settings, choose)
             for name, port in cluster.ports.items()
@@ -59,3 +62,6 @@ class Input:
 
     def tree(self, thresholds: Thresholds = LOW, choose: Choose = FEW) -> Ruleset:
         return tree.join(self.fragments(choose), self.settings, thresholds)
+
+    def compact(self, thresholds: Thresholds = LOW, choose: Choose = FEW) -> Ruleset:
+        return tree.join(self.fragments(choose, direct=True), self._settings(direct=True), thresholds)

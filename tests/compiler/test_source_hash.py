@@ -9,7 +9,7 @@ from statistics import mean
 
 import pytest
 
-from kpx.analysis.bpf import matches_source, parse
+from kpx.analysis.bpf import matches, parse
 from kpx.compiler.choice import Arm, hashed
 from kpx.compiler.source_hash import SPACE, below, seed_of
 from kpx.family import Family
@@ -46,7 +46,7 @@ def endpoint_of(chains: Mapping[str, Rules], client: Address) -> str:
 
 
 def _says(bytecode: str, client: Address) -> bool:
-    says = matches_source(parse(bytecode), int(client), Family.of(str(client)))
+    says = matches(parse(bytecode), int(client), None, Family.of(str(client)))
     assert says is not None
     return says
 
@@ -117,5 +117,5 @@ def test_the_kernel_sees_it_the_same_way(backend: Backend, family: Family, names
 @pytest.mark.parametrize("chance", [0.0, 0.25, 1.0])
 def test_a_threshold_is_a_share_of_all_sources(chance: float) -> None:
     program = parse(BYTECODE.findall(below(Family.IPV4, seed_of("web"), int(SPACE * chance) - (chance == 1.0)))[0])
-    hits = sum(matches_source(program, int(client), Family.IPV4) is True for client in clients(Family.IPV4, 4000))
+    hits = sum(matches(program, int(client), None, Family.IPV4) is True for client in clients(Family.IPV4, 4000))
     assert abs(hits / 4000 - chance) < 0.03

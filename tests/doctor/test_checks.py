@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kpx.doctor.checks import Finding, Level, examine
 from kpx.doctor.facts import Facts, Tables
-from kpx.doctor.trials import features
+from kpx.doctor.trials import features, options
 from kpx.family import Family
 from kpx.netfilter.tools import Backend
 
@@ -69,9 +69,9 @@ def test_every_complaint_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("family", list(Family))
 def test_every_match_and_target_that_kpx_writes_is_tried(family: Family) -> None:
-    tried = " ".join(rule for _, rule in features(family).values())
+    tried = " ".join(rule for _, rule, *_ in (*features(family).values(), *options(family).values()))
     names = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}[family]
-    files = [*ROOT.glob(f"golden/*/{names}.rules"), *ROOT.glob(f"conformance/cases/*/{names}.save")]
+    files = [*ROOT.glob(f"golden/*/{names}.*rules"), *ROOT.glob(f"conformance/cases/*/{names}.save")]
     assert len(files) > 20
     rules = "\n".join(file.read_text() for file in files)
     used = set(re.findall(r"-m [a-z]+|-j (?!KUBE-)[A-Z]+(?: --(?!to-|set-|reject-)[a-z-]+)?", rules))

@@ -120,15 +120,30 @@ def test_a_sound_node(host: Host, backend: Backend) -> None:
 )
 def test_a_match_is_missing(host: Host, backend: Backend, library: str, family: str, feature: str) -> None:
     """The tools come in pieces; this host lacks one."""
+    host.load(backend, HINT)
+    report = host.diagnose(environment={"XTABLES_LIBDIR": str(without(host, library))})
+    assert report.status == 1
+    assert f"{backend} {family}: {feature} is refused" in report.complaints["fail", "rules"]
+    assert "-m comment" not in report.complaints["fail", "rules"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_only_a_layout_needs_is_missing(host: Host, backend: Backend) -> None:
+    """Nothing fails by it: the default does without."""
+    host.load(backend, HINT)
+    assert host.diagnose().lines("ok")["ok", "layouts"].count("`--layout compact`") == 2
+    report = host.diagnose(environment={"XTABLES_LIBDIR": str(without(host, "libxt_bpf.so"))})
+    assert (report.status, set(report.complaints)) == (0, {("warn", "layouts")})
+    assert f"{backend} IPv6: -m bpf is refused, so that `--layout compact`" in report.complaints["warn", "layouts"]
+
+
+def without(host: Host, library: str) -> Path:
+    """The tools' libraries but for one."""
     (installed,) = Path("/usr/lib").glob("*/xtables")
     partial = host.folder / "xtables"
     shutil.copytree(installed, partial)
     (partial / library).unlink()
-    host.load(backend, HINT)
-    report = host.diagnose(environment={"XTABLES_LIBDIR": str(partial)})
-    assert report.status == 1
-    assert f"{backend} {family}: {feature} is refused" in report.complaints["fail", "rules"]
-    assert "-m comment" not in report.complaints["fail", "rules"]
+    return partial
 
 
 def test_legacy_rules_of_a_proxy_beside_nft(host: Host) -> None:

@@ -252,6 +252,8 @@ def test_chains_of_the_layout_tree(tmp_path: Path) -> None:
     for chain in groups[:3]:
         found = explained(tmp_path, chain, objects, None, "--layout", "tree")
         assert found.about == f"chain {chain}: a group of endpoints of shop/web:http"
+    of_one = explained(tmp_path, "shop/web", objects, None, "--layout", "compact").ports[0]
+    assert len(of_one.endpoints) == 59
     shared = explained(tmp_path, "KUBE-MARK-MASQ", objects)
     assert (shared.about, shared.ports) == ("chain KUBE-MARK-MASQ: 1 rules in table nat, no single Service's", [])
 
@@ -290,6 +292,48 @@ def test_what_a_dump_alone_tells() -> None:
     assert destinations(ways["load balancer IP"])["elsewhere outside"] == {""}
     assert len(destinations(ways["load balancer IP"])["outside in 192.0.2.0/24"]) == 3
     assert len(destinations(ways["cluster IP"])["pods"]) == 3
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_rules_are_compared_in_their_own_layout(layout: Layout, tmp_path: Path) -> None:
+    """Unless another one is asked for."""
+    many = [f"10.244.7.{number}" for number in range(1, 41)]
+    objects = [node(), web(), slices(*many)]
+    parsed = [parse_object(one["kind"], one) for one in objects]
+    ruleset = kpx.compile(parsed, kpx.parse_config(json.dumps(CONFIG).encode())[0], node_name="node-0", layout=layout)
+    rules = tmp_path / "rules.save"
+    rules.write_text(save_of(ruleset))
+    assert not explained(tmp_path, "shop/web", objects, None, "--rules", str(rules)).every_finding
+    other = "tree" if layout is not Layout.TREE else "compact"
+    found = explained(tmp_path, "shop/web", objects, None, "--rules", str(rules), "--layout", other)
+    assert {one.code for one in found.every_finding} == {"rules-differ"}
+
+
+def test_what_rules_of_the_layout_compact_tell(tmp_path: Path) -> None:
+    """Endpoints are those that rules translate to, whatever chain these stand in."""
+    few, many = slices("10.244.0.11", "10.244.1.12"), [f"10.244.7.{number}" for number in range(1, 41)]
+    objects = [web(), few, service("big", "10.96.0.70"), endpoint_slice("big", many)]
+    ruleset = kpx.compile(
+        [parse_object(one["kind"], one) for one in objects], node_name="node-0", layout=Layout.COMPACT
+    )
+    path = tmp_path / "rules"
+    path.write_text(save_of(ruleset))
+
+    def told_of(asked: str) -> Explanation:
+        done = run("explain", asked, "--rules", str(path), "--node-address", "10.200.0.2", "--json")
+        assert done.status == 0, done.complaint
+        return Explanation.model_validate_json(done.stdout)
+
+    (port,) = told_of("shop/web").ports
+    assert [(one.address, one.takes_part) for one in port.endpoints] == [
+        ("10.244.0.11:8080", True), ("10.244.1.12:8080", True),
+    ]  # fmt: skip
+    assert port.balance == "random"
+    (big,) = told_of("shop/big").ports
+    assert {one.address for one in big.endpoints} == {f"{pod}:8080" for pod in many}
+    assert told_of("10.244.7.9").about == "10.244.7.9: an endpoint of shop/big:http"
+    chain = f"KUBE-SVC-{port_hash(WEB)}"
+    assert told_of(chain).about == f"chain {chain} of shop/web:http: endpoints 10.244.0.11:8080, 10.244.1.12:8080"
 
 
 def test_what_a_dump_of_an_old_kube_proxy_tells() -> None:

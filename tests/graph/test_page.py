@@ -244,10 +244,12 @@ def test_what_rules_say_is_never_run(chrome: Chrome, tmp_path: Path) -> None:
     assert not find(chrome, "img")
 
 
-def test_of_many_endpoints_each_is_found_and_marked(chrome: Chrome, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [kpx.Layout.TREE, kpx.Layout.COMPACT])
+def test_of_many_endpoints_each_is_found_and_marked(layout: kpx.Layout, chrome: Chrome, tmp_path: Path) -> None:
     pods = [f"10.244.{at // 200}.{at % 200 + 1}" for at in range(600)]
     objects = [kpx.parse_object(one["kind"], one) for one in (service("big", VIP), endpoint_slice("big", pods))]
-    simulator = Simulator(tables_of(kpx.compile(objects, node_name="node-0")), Family.IPV4, Host(NODE_ADDRESSES))
+    tables = tables_of(kpx.compile(objects, node_name="node-0", layout=layout))
+    simulator = Simulator(tables, Family.IPV4, Host(NODE_ADDRESSES))
     path = tmp_path / "page.html"
     path.write_text(page(simulator, picture(simulator.tables), "a test"))
     load(chrome, path)
@@ -256,6 +258,7 @@ def test_of_many_endpoints_each_is_found_and_marked(chrome: Chrome, tmp_path: Pa
         assert texts(chrome, "#services li") == ["shop/big:http"]
     assert len(find(chrome, ".box")) < 30
     enter(chrome, "packet", f"tcp 198.51.100.7 -> {VIP}:80")
+    assert len(find(chrome, ".box.endpoint.passed")) == 9
     (stack,) = (one for one in find(chrome, ".box.endpoint.passed") if "592 more endpoints" in one.text)
     assert texts(chrome, "#result tr")[-1] == "… 500 more outcomes"
     stack.click()
@@ -356,6 +359,9 @@ def test_packets_through_trees_end_as_kpx_trace_says(family: Family, chrome: Chr
     places = destinations(classic, tree)
     packets = [one for place in places[:: max(1, len(places) // 250)] for one in from_everywhere(place, family)]
     assert_same(chrome, Simulator(tables_of(tree), family, Host(NODE_ADDRESSES)), packets, tmp_path)
+    compact = Simulator(tables_of(inputs.compact()), family, Host(NODE_ADDRESSES))
+    own = [replace(one, source=pod) for one in packets[::9] for pod in sorted(translated_to(compact.tables))[::40]]
+    assert_same(chrome, compact, [*packets[::3], *own[:400]], tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 import kpx
@@ -49,13 +50,15 @@ def parsed(manifests: list[Manifest]) -> list[kpx.Object]:
 
 
 @settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
-@given(clusters())
-def test_every_chain_of_a_service_is_drawn_once_and_every_endpoint_with_its_share(manifests: list[Manifest]) -> None:
+@given(clusters(), st.sampled_from([kpx.Layout.CLASSIC, kpx.Layout.COMPACT]))
+def test_every_chain_of_a_service_is_drawn_once_and_every_endpoint_with_its_share(
+    manifests: list[Manifest], layout: kpx.Layout
+) -> None:
     objects = parsed(manifests)
-    found = drawn(objects)
-    ruleset = kpx.compile(objects, node_name="node-0", layout=kpx.Layout.CLASSIC)
+    found = drawn(objects, layout)
+    ruleset = kpx.compile(objects, node_name="node-0", layout=layout)
     reached = {chain for chain in ruleset.tables["nat"].chains if is_own_chain(chain)}
-    drawn_chains = [box.chain for box in found.boxes.values() if box.kind in ("chain", "endpoint")]
+    drawn_chains = [box.chain for box in found.boxes.values() if box.kind in ("chain", "endpoint") and not box.rules]
     assert sorted(drawn_chains) == sorted(set(drawn_chains))
     assert reached >= set(drawn_chains)
     cluster = cluster_of(objects, Family.IPV4, "node-0")
@@ -70,6 +73,29 @@ def test_every_chain_of_a_service_is_drawn_once_and_every_endpoint_with_its_shar
         parts = weights(chosen.cluster, port.balancing)
         expected = [str(Fraction(part, sum(parts))) if len(parts) > 1 else "" for part in parts]
         assert [share if "/" in share else "" for share in shares] == expected
+        ends = [found.boxes[one.target] for one in found.arrows if one.source == chain]
+        assert [one.title for one in ends if one.kind == "endpoint"] == [str(one) for one in chosen.cluster]
+
+
+def test_an_endpoint_without_a_chain_has_one_box_for_all_rules_that_choose_it() -> None:
+    """In turns it has several, and two policies choose it in chains of their own."""
+    manifests = [service("web", "10.96.0.1", **OUTSIDE), endpoint_slice("web", ["10.244.0.1"], "node-0")]
+    manifests[0]["metadata"]["annotations"] = {"kpx.dev/balance": "round-robin"}
+    manifests.append(endpoint_slice("web", ["10.244.1.1"]))
+    manifests[2]["metadata"] |= {"name": "web-b", "annotations": {"kpx.dev/weight": "50"}}
+    found = drawn(parsed(manifests), kpx.Layout.COMPACT)
+    ends = {box.title: box for box in found.boxes.values() if box.kind == "endpoint"}
+    assert set(ends) == {"10.244.0.1:8080", "10.244.1.1:8080"}
+    tables = tables_of(kpx.compile(parsed(manifests), node_name="node-0", layout=kpx.Layout.COMPACT))
+    for title, box in ends.items():
+        told = {
+            f"nat {chain} {position}"
+            for chain, rules in tables["nat"].items()
+            for position, rule in enumerate(rules, 1)
+            if rule.endswith(f"-j DNAT --to-destination {title}")
+        }
+        assert set(box.rules) == told
+    assert len(ends["10.244.0.1:8080"].rules) > len(ends["10.244.1.1:8080"].rules) >= 1
 
 
 def test_the_picture_does_not_depend_on_the_order_of_objects() -> None:
@@ -94,7 +120,7 @@ def test_fifty_services_make_a_picture_that_graphviz_draws() -> None:
     assert {box.title for box in found.boxes.values()} <= said
 
 
-OUTSIDE = {
+OUTSIDE: dict[str, Any] = {
     "type": "NodePort",
     "externalTrafficPolicy": "Local",
     "ports": [{"name": "http", "port": 80, "nodePort": 30080}],

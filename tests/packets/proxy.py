@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from kpx.compiler.compile import Layout
 from tests import manifests
 from tests.lab import Backend, Host, Node, Result, connect
 from tests.lab.kpx import kpx
@@ -57,15 +58,24 @@ class Proxy:
         given = tuple(item if isinstance(item, Endpoint) else Endpoint(item) for item in endpoints)
         return Web(next(self._numbers), family, given, ports or (Port(),), spec)
 
-    def apply(self, *webs: Web, **config: Any) -> None:
+    def apply(self, *webs: Web, layout: Layout = Layout.TREE, **config: Any) -> None:
         """Make these Services all there are in their family; `config` goes into the KubeProxyConfiguration."""
         self._config.write_text(json.dumps(_CONFIG | config))
         families = {web.family for web in webs}
         others = [manifest for family in sorted(families) for manifest in _neighbours(family)]
         items = [_NODE, *others, *(manifest for web in webs for manifest in web.manifests())]
         family = families.pop() if len(families) == 1 else "dual"
-        options = ("--node", "node-0", "--config", self._config, "--family", family, "--backend", self.backend)
-        kpx(self.node, "apply", "-f", "-", *options, stdin=json.dumps({"kind": "List", "items": items}))
+        options = ("--node", "node-0", "--config", self._config, "--family", family, "--layout", layout)
+        kpx(
+            self.node,
+            "apply",
+            "-f",
+            "-",
+            *options,
+            "--backend",
+            self.backend,
+            stdin=json.dumps({"kind": "List", "items": items}),
+        )
 
     def clean(self) -> None:
         """Take all of kpx's rules away."""

@@ -1,4 +1,4 @@
-"""From kube-proxy's layout to search trees and back, under continuous connections: none fails, none moves."""
+"""From each layout to each other one, under continuous connections: none fails, none moves."""
 
 import json
 from collections.abc import Iterator
@@ -21,10 +21,11 @@ CONNECTIONS = 20  # of each client, between the changes
 WAYS_IN = (
     # from, to, port
     ("client", "10.96.9.1", 80),  # many endpoints
-    ("web-0", "10.96.0.9", 80),
+    ("web-0", "10.96.0.9", 80),  # its own and only endpoint
     ("client", NODE_ADDRESSES[0], 30_011),
     ("node", "fd00:10:96::7", 80),
 )
+STICKY_ENDPOINTS = 2 * 3 * len(PORTS)
 STICKY = ("10.96.9.2", "fd00:10:96::9:2")
 
 
@@ -77,11 +78,12 @@ def test_no_connection_fails_or_moves_between_layouts(node: Node, backend: Backe
     kpx(node, "apply", *options, "--layout", "classic")
     with ExitStack() as stack:
         flows = [stack.enter_context(traffic) for traffic in clients(node)]
-        for layout in ("tree", "classic", "tree"):
+        for layout in ("tree", "compact", "classic", "compact", "tree", "classic"):
             keep_flowing(flows)
             done = kpx(node, "apply", *options, "--layout", layout)
             assert done.stdout.count("lines written") == 2
-            assert has_trees(node, backend) == [layout == "tree"] * 2
+            assert has_trees(node, backend) == [layout != "classic"] * 2
+            assert (endpoint_chains(node, backend) == STICKY_ENDPOINTS) == (layout == "compact")
             assert kpx(node, "diff", *options).stdout == "same\n"
         keep_flowing(flows)
     assert [flow.failures for flow in flows] == [()] * len(flows)
@@ -105,6 +107,11 @@ def clients(node: Node) -> Iterator[Any]:
     for family, address in zip(get_args(FamilyName), STICKY, strict=True):
         for source in strangers(family, 2):
             yield continuous(node.client, address, 80, source=(source, 0))
+
+
+def endpoint_chains(node: Node, backend: Backend) -> int:
+    """How many endpoints have a chain of their own, in both families."""
+    return sum(node.rules(family=family, backend=backend).count(":KUBE-SEP-") for family in ("ipv4", "ipv6"))
 
 
 def keep_flowing(flows: list[Traffic]) -> None:

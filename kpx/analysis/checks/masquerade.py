@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
-from kpx.analysis.checks.advice import CHAIN_AGAIN
+from kpx.analysis.checks.advice import CHAIN_AGAIN, Act, Advice
 from kpx.analysis.checks.finding import Finding, Jump, Severity, Tables
 from kpx.analysis.checks.marks import asks_for, is_used, marks_set
+from kpx.analysis.words import is_to_itself
 from kpx.netfilter.destination import destination_of
-from kpx.netfilter.names import MARK_MASQ
-from kpx.netfilter.rule import Rule
+from kpx.netfilter.names import CHOICES, ENDPOINT, MARK_MASQ
+from kpx.netfilter.options import Option
+from kpx.netfilter.rule import Match, Rule
 
 _EXECUTOR = "KUBE-POSTROUTING"
 
@@ -43,8 +45,27 @@ def _executes(tables: Tables, mark: int) -> bool:
 
 
 def hairpins(tables: Tables) -> Iterator[Finding]:
-    """Endpoint chains that don't mark what comes from the endpoint itself: a pod couldn't reach itself."""
-    for chain, rules in tables.named("nat", "KUBE-SEP-"):
+    """Endpoints to which packets from themselves go without being masqueraded: a pod couldn't reach itself.
+
+    Their own chains mark such packets, or KUBE-POSTROUTING does, all of them.
+    """
+    if any(_marks_what_goes_to_itself(tables, jump) for jump in _before_return(tables)):
+        return
+    for chain, rules in tables.named("nat", *CHOICES):
+        translated = sorted({_host(tables, jump) for jump in rules if jump.target == "DNAT"})
+        if translated:
+            some = ", ".join(translated[:3]) + (f" and {len(translated) - 3} more" if len(translated) > 3 else "")
+            yield Finding(
+                "missing-hairpin",
+                Severity.ERROR,
+                "nat",
+                chain,
+                f"packets from {some} to themselves are not masqueraded, as {_EXECUTOR} has no rule for them: these "
+                "pods can't reach themselves by their Service",
+                Advice(Act.REWRITE, f"Have the proxy write {_EXECUTOR} again (`kpx apply`)."),
+                owner=tables.owner(chain),
+            )
+    for chain, rules in tables.named("nat", ENDPOINT):
         endpoint = next((_host(tables, jump) for jump in rules if jump.target == "DNAT"), "")
         marked = {_source(tables, jump) for jump in rules if jump.target == MARK_MASQ}
         if endpoint and not marked & {endpoint, ""}:
@@ -57,6 +78,32 @@ def hairpins(tables: Tables) -> Iterator[Finding]:
                 CHAIN_AGAIN,
                 owner=tables.owner(chain),
             )
+
+
+def _before_return(tables: Tables) -> Iterator[Jump]:
+    """The rules of KUBE-POSTROUTING that packets without a mark get to."""
+    for jump in tables.of("nat", _EXECUTOR):
+        if jump.target in ("RETURN", "ACCEPT") and asks_for(tables.parsed(jump.rule), 0):
+            return
+        yield jump
+
+
+def _marks_what_goes_to_itself(tables: Tables, jump: Jump) -> bool:
+    """Whether a rule masquerades, or marks, translated packets whose source is their destination."""
+    if jump.target not in (MARK_MASQ, "MASQUERADE"):
+        return False
+    rule = tables.parsed(jump.rule)
+    asked = [match for match in rule.matches if match.module != "comment"]
+    of_hosts = all(option.name == "-s" and option.negated for option in rule.head)  # what no endpoint has as address
+    return of_hosts and any(map(_tells_itself, asked)) and all(_tells_itself(one) or _is_dnat(one) for one in asked)
+
+
+def _tells_itself(match: Match) -> bool:
+    return match.module == "bpf" and any(is_to_itself(value) for one in match.options for value in one.values)
+
+
+def _is_dnat(match: Match) -> bool:
+    return match == Match("conntrack", (Option("--ctstate", ("DNAT",)),))
 
 
 def _host(tables: Tables, jump: Jump) -> str:

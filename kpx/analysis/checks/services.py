@@ -1,4 +1,4 @@
-"""The chains of one Service: are its endpoints equally likely, does every endpoint chain lead to one endpoint?"""
+"""The chains of one Service: are its endpoints equally likely, does every one of them get what is meant for it?"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -57,10 +57,11 @@ def _percent(share: float) -> str:
 
 
 def _shares(tables: Tables, chain: str, weight: float, depth: int) -> dict[str, float]:
-    """The shares of new clients that endpoint chains get below a chain; nothing if that can't be told."""
+    """The shares of new clients that endpoints get below a chain, by their chain or, without one, by `address:port`;
+    nothing if that can't be told."""
     shares: dict[str, float] = defaultdict(float)
     for jump in tables.of("nat", chain):
-        if not jump.target.startswith(("KUBE-SEP-", *_GROUPS)):
+        if jump.target != "DNAT" and not jump.target.startswith(("KUBE-SEP-", *_GROUPS)):
             if jump.target.startswith("KUBE-SVC-") and _chance(tables.parsed(jump.rule)) is None:
                 continue  # from KUBE-XLB-*: pods and the node itself get the endpoints of all nodes
             if jump.target and jump.target != MARK_MASQ and not jump.target.startswith("KPX-AF"):
@@ -71,7 +72,9 @@ def _shares(tables: Tables, chain: str, weight: float, depth: int) -> dict[str, 
         chance = _chance(tables.parsed(jump.rule))
         if chance is None or depth > 8:
             return {}
-        if jump.target.startswith("KUBE-SEP-"):
+        if jump.target == "DNAT":
+            shares[destination(tables, jump)] += weight * chance
+        elif jump.target.startswith("KUBE-SEP-"):
             shares[jump.target] += weight * chance
         else:
             for endpoint, share in _shares(tables, jump.target, weight * chance, depth + 1).items():
@@ -81,7 +84,7 @@ def _shares(tables: Tables, chain: str, weight: float, depth: int) -> dict[str, 
 
 
 def _chance(rule: Rule) -> float | None:
-    """The probability that a rule matches; None if that depends on the packet."""
+    """The probability that a rule matches; None if that depends on the packet, but for its protocol (`_mismatch`)."""
     chance = 1.0
     for match in rule.matches:
         options = {option.name: option for option in match.options}
@@ -93,16 +96,21 @@ def _chance(rule: Rule) -> float | None:
                 return None
         elif match.module not in ("comment", "recent"):
             return None
-    return None if rule.head else chance
+    return chance if all(option.name == "-p" and not option.negated for option in rule.head) else None
+
+
+def destination(tables: Tables, jump: Jump) -> str:
+    """Where a DNAT rule sends packets, as it says it."""
+    return " ".join(value for option in tables.parsed(jump.rule).target_options for value in option.values)
 
 
 def endpoint_chains(tables: Tables) -> Iterator[Finding]:
-    """Endpoint chains whose DNAT is missing, or asks for another protocol than the ways that lead there."""
+    """Endpoint chains whose DNAT is missing; DNAT for another protocol than the ways that lead there."""
     wanted = _protocols(tables)
-    for chain, rules in tables.named("nat", "KUBE-SEP-"):
+    for chain, rules in tables.named("nat", "KUBE-SEP-", *_CHOICES, *_GROUPS):
         translations = [jump for jump in rules if jump.target == "DNAT"]
         owner = tables.owner(chain)
-        if rules and not translations:
+        if rules and not translations and chain.startswith("KUBE-SEP-"):
             yield Finding(
                 "no-translation",
                 Severity.ERROR,

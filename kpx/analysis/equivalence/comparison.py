@@ -29,7 +29,7 @@ of the one that it is sent to, and goes there until it expires.
 """
 
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -38,8 +38,8 @@ from typing import NamedTuple
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.chains import Chains, Shared
 from kpx.analysis.equivalence.diagram import LEAF, STEP, UNIT, Diagram, Diagrams, variables, zipped
-from kpx.analysis.equivalence.exits import NOTHING, Change, Exit, Exits, Kind, trait
-from kpx.analysis.equivalence.fields import HOMES, Fields
+from kpx.analysis.equivalence.exits import Change, Exit, Exits, Kind, trait
+from kpx.analysis.equivalence.fields import HOMES, TO_ITSELF, Fields
 from kpx.analysis.equivalence.rules import Rules
 from kpx.analysis.equivalence.ways import Way, Ways
 from kpx.analysis.simulate import Policies, Tables
@@ -131,15 +131,21 @@ class _Comparison:
         self.compared = Compared(self.fields)
 
     def run(self) -> Compared:
-        ways = [Ways(chains, self.fields) for chains in self.sides]
-        pairs = {False: [way.received() for way in ways], True: [way.sent() for way in ways]}
+        pairs = {
+            (sent, translatable): tuple(
+                ways.sent() if sent else ways.received()
+                for ways in (Ways(chains, self.fields, translatable) for chains in self.sides)
+            )
+            for sent in (False, True)
+            for translatable in (True, False)
+        }
         self.exits.forget()
         asked = self.sides[0].asked & self.sides[1].asked
         used: set[int] = set()
         with suppress(_EnoughError):
-            for sent, (left, right) in pairs.items():
-                for new in (True, False):
-                    _Walk(self, sent, new, (left, right), asked).run()
+            for (sent, translatable), (left, right) in pairs.items():
+                for start in (_NEW, _EXPECTED) if translatable else (_KNOWN,):
+                    _Walk(self, sent, start, (left, right), asked).run()
                 used |= {var for way in (left, right) for part in (way.first, way.behind) for var in variables(part)}
         self.compared.unknown = tuple(sorted({name for name in map(self._unknown, used) if name}))
         return self.compared
@@ -164,26 +170,40 @@ def interfaces(tables: Tables) -> Iterator[str]:
                     yield from (name for option, name in pairwise(words) if option in ("-i", "-o"))
 
 
-class _Walk:
-    """Walks both sides of one way, for packets that begin a connection (`new`) or those that don't."""
+_Start = Mapping[int, int]
+"""What is known of packets before they come in, by variable."""
 
-    def __init__(self, comparison: _Comparison, sent: bool, new: bool, ways: tuple[Way, Way], asked: set[str]) -> None:
+_NEW: _Start = {fields.STATE: fields.NEW, fields.TRANSLATED: 0, fields.REPLACED: 0}
+_EXPECTED: _Start = {fields.STATE: fields.RELATED, fields.TRANSLATED: 0, fields.REPLACED: 0}
+_KNOWN: _Start = {}
+"""Packets that begin a connection, also one that conntrack has expected, and those that don't."""
+
+
+class _Walk:
+    """Walks both sides of one way, for packets of which `start` is known."""
+
+    def __init__(
+        self, comparison: _Comparison, sent: bool, start: _Start, ways: Sequence[Way], asked: set[str]
+    ) -> None:
         self.exits, self.diagrams = comparison.exits, comparison.exits.diagrams
-        self.compared, self.sent, self.new, self.ways, self.asked = comparison.compared, sent, new, ways, asked
-        self._start = {fields.STATE: fields.NEW, fields.TRANSLATED: 0, fields.REPLACED: 0} if new else {}
+        self.compared, self.sent, self.ways, self.asked = comparison.compared, sent, ways, asked
+        self._start = start
         self._behind: tuple[dict[Change, Diagram], dict[Change, Diagram]] = ({}, {})
         self._finals: tuple[dict[Diagram, Diagram], dict[Diagram, Diagram]] = ({}, {})
         self._same: set[tuple[Diagram, Diagram]] = set()
         self._box: dict[int, tuple[int, int]] = {}
-        if not new:
+        if start is _KNOWN:
             self._box[fields.STATE] = (1, len(fields.STATES) - 1)
+        elif start is _EXPECTED:
+            self._box[fields.STATE] = (fields.RELATED, fields.RELATED)
         # Where a packet has no interface on one side, the rules have been told so; here they have one.
         self._box[fields.IN] = self._box[fields.OUT] = (1, comparison.fields.size(fields.IN) - 1)
 
     def run(self) -> None:
         """Find divergences."""
         left, right = (self.exits.fixed(way.first, self._start) for way in self.ways)
-        self._equal_behind = self._continued(0, NOTHING) is self._continued(1, NOTHING)
+        # Of packets as they are when they get there: whether they were translated, say, is known only then.
+        self._equal_behind = self.ways[0].behind is self.ways[1].behind
         self._walk(left, right)
         self.exits.forget()
 
@@ -346,10 +366,25 @@ class _Walk:
         ends = self._ends(left), self._ends(right)
         if all(_near(*(side.get(end, (0, 0)) for side in ends)) for end in {**ends[0], **ends[1]}):
             return
+        if not self._is_possible():
+            return
         whole = [self._onward(side, {leaf: (UNIT, 1)}) for side, leaf in enumerate(leaves)]
         self.compared.divergences.append(Divergence(self.sent, dict(self._box), (whole[0], whole[1])))
         if len(self.compared.divergences) >= _ENOUGH:
             raise _EnoughError
+
+    def _is_possible(self) -> bool:
+        """Whether some packet in the box goes to itself, or doesn't, as the box says."""
+        names = self.compared.fields
+        itself = self._box.get(names.named(*TO_ITSELF))
+        if itself is None or itself[0] != itself[1]:
+            return True
+        sources, destinations = (
+            self._box.get(var, (0, names.size(var) - 1)) for var in (fields.SOURCE, fields.DESTINATION)
+        )
+        if itself[0]:
+            return max(sources[0], destinations[0]) <= min(sources[1], destinations[1])
+        return sources != destinations or sources[0] != sources[1]
 
     def _ends(self, mix: Mix) -> Mapping[End, tuple[int, int]]:
         found: dict[End, tuple[int, int]] = {}

@@ -9,7 +9,7 @@ from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.comparison import Compared, Divergence, End
 from kpx.analysis.equivalence.diagram import UNIT, Diagram
 from kpx.analysis.equivalence.exits import MASQUERADE
-from kpx.analysis.equivalence.fields import FOREVER, Fields
+from kpx.analysis.equivalence.fields import FOREVER, TO_ITSELF, Fields
 from kpx.analysis.notation import WITH_PORTS
 from kpx.analysis.packet import Fate, Origin, Outcome, Packet, endpoint, number, text
 from kpx.family import Family
@@ -121,7 +121,8 @@ class _Maker:
             if var == fields.SOURCE:
                 self._chosen[var] = self._source(low, high)
             elif var == fields.DESTINATION:
-                self._chosen[var] = self._address(var, low, high)
+                itself = self.box.get(self.fields.named(*TO_ITSELF)) == (1, 1)
+                self._chosen[var] = self._value(fields.SOURCE) if itself else self._address(var, low, high)
             elif (hashed := self._hash(var, self._value(fields.SOURCE))) is not None:
                 self._chosen[var] = hashed if low <= hashed <= high else low
             else:
@@ -137,7 +138,13 @@ class _Maker:
 
     def _source(self, low: int, high: int) -> int:
         """A source whose hashes lie where the class has them, if one is found soon."""
+        itself = self.box.get(self.fields.named(*TO_ITSELF), (0, 1))
+        to = self.box.get(fields.DESTINATION, (0, self.fields.size(fields.DESTINATION) - 1))
+        if itself == (1, 1):
+            low, high = max(low, to[0]), min(high, to[1])
         first = self._address(fields.SOURCE, low, high)
+        if itself == (0, 0) and to == (first, first):
+            first = low if first > low else high
         hashes = [var for var in self.box if self.fields.name(var)[:1] == ("hash",)]
         for source in range(first, min(first + _TRIED, high + 1) if hashes else first):
             if all(self._is_within(var, self._hash(var, source)) for var in hashes):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kpx.analysis.equivalence import fields
 from kpx.analysis.equivalence.diagram import Diagram, bit_of, zipped
-from kpx.analysis.equivalence.fields import HOMES, Fields
+from kpx.analysis.equivalence.fields import HOMES, TO_ITSELF, Fields
 
 MASQUERADE = "masquerade"
 
@@ -70,9 +70,36 @@ ON = Exit(Kind.ON)
 _TRAITS = {kind: 1 << 57 + place for place, kind in enumerate(Kind)}
 
 
+_CHANGED = 64
+"""From this bit on, traits tell of which variables packets that go on have other values than before."""
+
+
 def trait(end: Hashable) -> int:
-    """The bit that tells diagrams with exits of some kind."""
-    return _TRAITS[end.kind] if isinstance(end, Exit) else 0
+    """The bits that tell diagrams with exits of some kind, and with those that change a variable."""
+    if not isinstance(end, Exit):
+        return 0
+    return _TRAITS[end.kind] | (_changed(end.change) << _CHANGED if end.kind is Kind.ON else 0)
+
+
+def _changed(change: Change) -> int:
+    """The bits of the variables that a change gives other values (`Exits.then`)."""
+    bits = 0
+    if change.clear or change.flip or change.met:
+        bits |= bit_of(fields.MARK)
+    if change.to:
+        bits |= bit_of(fields.TRANSLATED) | bit_of(fields.DESTINATION) | bit_of(fields.DESTINATION_LOCAL)
+        bits |= bit_of(fields.PORT)
+    if change.source:
+        bits |= (
+            bit_of(fields.REPLACED) | bit_of(fields.SOURCE) | bit_of(fields.SOURCE_LOCAL) | bit_of(fields.FIRST_HASH)
+        )
+    if not change.tracked:
+        bits |= bit_of(fields.STATE)
+    if change.noted:
+        bits |= bit_of(fields.HOME) | bit_of(fields.AGE)
+    if change.to or change.source or change.noted or change.met:
+        bits |= bit_of(fields.FIRST_NAMED)
+    return bits
 
 
 def has(one: Diagram, kind: Kind) -> bool:
@@ -115,11 +142,16 @@ class Exits:
         if found is None:
             if one.kids:
                 var = min(one.var, next_.var)
-                cuts, kids = [], []
-                for start, (left, right) in zipped(var, key):
-                    cuts.append(start)
-                    kids.append(self._join(left, right, memo))
-                found = self.diagrams.node(var, cuts, kids)
+                if one.traits >> _CHANGED & bit_of(var):
+                    # What comes next doesn't see the value that the packet had.
+                    kids = [self._join(kid, next_, memo) for kid in one.kids]
+                    found = self.diagrams.case(one.var, one.cuts, kids)
+                else:
+                    cuts, kids = [], []
+                    for start, (left, right) in zipped(var, key):
+                        cuts.append(start)
+                        kids.append(self._join(left, right, memo))
+                    found = self.diagrams.node(var, cuts, kids)
             else:
                 found = self._behind(one, next_, memo)
             memo[key] = found
@@ -151,6 +183,9 @@ class Exits:
                 found = self.diagrams.remixed(part, lambda end: self._after(change, fixed, end))
             elif part.var in fixed:
                 found = self._then(change, fixed, part.at(fixed[part.var]))
+            elif change.to and (test := self._test_of(change, part.var)):
+                yes, no = (self._then(change, fixed, part.at(value)) for value in (1, 0))
+                found = self.diagrams.pick(test, yes, no)
             else:
                 kids = [self._then(change, fixed, kid) for kid in part.kids]
                 var, flipped = self._renamed(change, part.var)
@@ -188,11 +223,27 @@ class Exits:
 
         return go(one)
 
+    def _test_of(self, change: Change, var: int) -> Diagram | None:
+        """What a variable with the values 0 and 1 asks of a translated packet as it was before; None for others."""
+        assert change.to
+        address, port = change.to
+        if self.fields.name(var) == TO_ITSELF:
+            source = self.fields.named("source", change.source) if change.source else fields.SOURCE
+            return self.fields.between(source, address, address)
+        if var != fields.TRANSLATED:
+            return None
+        # Conntrack doesn't call it a translation where the packet goes there anyway.
+        same = self.fields.between(fields.DESTINATION, address, address)
+        if port is not None:
+            same_port = self.fields.between(fields.PORT, port, port)
+            same = self.diagrams.pick(same, same_port, self.diagrams.false)
+        return self.diagrams.pick(same, self.fields.holds(fields.TRANSLATED), self.diagrams.true)
+
     def _fixed(self, change: Change) -> dict[int, int]:
         """The variables whose values are known of a packet that was changed."""
         fixed = {fields.MARK + bit: change.flip >> bit & 1 for bit in range(32) if change.clear >> bit & 1}
         if change.to:
-            fixed |= {fields.TRANSLATED: 1, fields.DESTINATION: change.to[0]}
+            fixed[fields.DESTINATION] = change.to[0]
             if change.to[1] is not None:
                 fixed[fields.PORT] = change.to[1]
         if change.source:
@@ -224,6 +275,8 @@ class Exits:
         own = self.fields.name(var)
         if own[:1] == ("hash",) and change.source:
             return name("hash of a new source", change.source, *own[1:]), False
+        if own == TO_ITSELF and change.source:
+            return name("from what it was given as source", change.source), False
         if own[:1] == ("unknown",) and (change.to or change.source or change.met):
             return name(*own, change.to, change.source, change.met), False
         return var, flipped

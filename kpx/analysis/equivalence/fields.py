@@ -17,15 +17,19 @@ from kpx.netfilter.options import PROTOCOLS
 STATE, TRANSLATED, REPLACED, PROTOCOL, PORT, DESTINATION, DESTINATION_LOCAL = range(0, 7 * PLACE, PLACE)
 HOME, AGE = 7 * PLACE, 8 * PLACE
 """The endpoint whose list (`KUBE-SEP-...`) knows the sender, 0 for none; for how many seconds it has known it."""
-_FIRST_HASH = 9 * PLACE
+FIRST_HASH = 9 * PLACE
 """From here on, numbers that programs (`-m bpf`) make of the source."""
 SOURCE, SOURCE_LOCAL, SOURCE_PORT, IN, OUT = range(10 * PLACE, 15 * PLACE, PLACE)
 MARK = 15 * PLACE
 """The first of 32 variables, one for each bit of the mark."""
-_FIRST_NAMED = 16 * PLACE
+FIRST_NAMED = 16 * PLACE
+"""From here on, variables that are made by name."""
 
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
 NEW, RELATED, INVALID, UNTRACKED = 0, 2, 3, 4
+
+TO_ITSELF = ("to itself",)
+"""The name of the variable that tells packets whose source is their destination."""
 
 HOMES = "KUBE-SEP-"
 """Lists of this name exclude each other: of a Service's endpoints one knows a client, because only one was chosen."""
@@ -43,7 +47,7 @@ _NUMBER = re.compile("[0-9]{1,3}")
 
 def is_hash(var: int) -> bool:
     """Whether a variable is a number that a program makes of the source."""
-    return _FIRST_HASH <= var < SOURCE
+    return FIRST_HASH <= var < SOURCE
 
 
 class Fields:
@@ -62,7 +66,7 @@ class Fields:
         """The variable of this name. Its first word says what it is: an unknown match, a list, an address, …"""
         found = self._named.get(name)
         if found is None:
-            first = _FIRST_HASH if name[0] == "hash" else _FIRST_NAMED
+            first = FIRST_HASH if name[0] == "hash" else FIRST_NAMED
             found = self._named[name] = first + len(self._names)
             self._names[found] = name
         return found
@@ -114,6 +118,10 @@ class Fields:
         """The test that an address is the host's. Of loopback that is known, of others it is a variable of its own."""
         first, last = self.loopback
         return self.diagrams.pick(self.between(var, first, last), self.diagrams.true, self.holds(is_local))
+
+    def to_itself(self) -> Diagram:
+        """The test that a packet's source is its destination: a variable of its own while both may be any."""
+        return self.holds(self.named(*TO_ITSELF))
 
     def protocol(self, name: str) -> int:
         """A protocol's number; names that aren't known get numbers beyond all."""

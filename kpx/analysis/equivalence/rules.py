@@ -271,8 +271,9 @@ def _state(some: Fields, value: str) -> Diagram:
     for name in value.split(","):
         if name in STATES:
             test = some.between(fields.STATE, STATES.index(name), STATES.index(name))
-        else:
+        else:  # of a packet without a connection neither is true
             test = some.holds({"DNAT": fields.TRANSLATED, "SNAT": fields.REPLACED}.get(name, -1))
+            test = some.diagrams.pick(some.between(fields.STATE, 0, fields.RELATED), test, some.diagrams.false)
         result = some.diagrams.pick(test, some.diagrams.true, result)
     return result
 
@@ -288,6 +289,8 @@ def _type(address: int, is_local: int, some: Fields, value: str) -> Diagram:
 
 def _bytecode(some: Fields, value: str) -> Diagram:
     program = bpf.parse(value)
+    if bpf.asks_to_itself(program, some.family):
+        return some.to_itself()
     if not bpf.asks_source_alone(program, some.family):
         return some.unknown("bpf --bytecode", value)
     number, bound = bpf.threshold(program) or (program, 0)

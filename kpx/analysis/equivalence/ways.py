@@ -20,10 +20,14 @@ class Way:
 
 
 class Ways:
-    """The ways through the tables of one side."""
+    """The ways through the tables of one side, of packets that the nat table is asked of or of the others.
 
-    def __init__(self, chains: Chains, some: Fields) -> None:
-        self._chains, self._fields = chains, some
+    It is asked of what begins a connection; not of ICMP that is related to one, which is translated as that is, nor of
+    a related connection that was translated as it was expected: for both directions at once, as a rule.
+    """
+
+    def __init__(self, chains: Chains, some: Fields, translatable: bool) -> None:
+        self._chains, self._fields, self._translatable = chains, some, translatable
         self._exits, self._diagrams = chains.exits, chains.diagrams
 
     def received(self) -> Way:
@@ -56,6 +60,8 @@ class Ways:
         return self._exits.sequence([self._table(table, hook) for table in tables])
 
     def _table(self, table: str, hook: str) -> Diagram:
+        if table == "nat" and not self._translatable:
+            return self._exits.on
         found = self._chains.table(table, hook)
         if table == "nat":
             return self._diagrams.pick(self._is_translatable(), found, self._exits.on)

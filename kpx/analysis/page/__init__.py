@@ -82,6 +82,7 @@ def _picture(whole: Picture, drawn: Picture) -> Mapping[str, Any]:
                 box.chain,
                 box.position,
                 [[one, whole.boxes[one].title] for one in box.stands_for],
+                [*box.rules, *(rule for one in box.stands_for for rule in whole.boxes[one].rules)],
             ]
             for box in drawn.boxes.values()
         ],

@@ -9,8 +9,8 @@ let DATA; // JSON, packed with gzip
 
   const SHARED = "(all Services)", LISTED = 300, ROWS = 100, WAYS = 12;
   const find = id => document.getElementById(id);
-  const boxes = DATA.picture.boxes.map(([id, kind, title, lines, group, table, chain, position, others]) =>
-    ({ id, kind, title, lines, group: group || SHARED, table, chain, position, others }));
+  const boxes = DATA.picture.boxes.map(([id, kind, title, lines, group, table, chain, position, others, rules]) =>
+    ({ id, kind, title, lines, group: group || SHARED, table, chain, position, others, rules }));
   const arrows = DATA.picture.arrows.map(([source, target, label, seldom]) => ({ source, target, label, seldom }));
   const byGroup = Map.groupBy ? Map.groupBy(boxes, box => box.group)
     : boxes.reduce((all, box) => all.set(box.group, [...(all.get(box.group) ?? []), box]), new Map());
@@ -71,9 +71,10 @@ let DATA; // JSON, packed with gzip
     if (focused) link?.focus();
   }
 
-  // Mark what the last packet passed; a box of many endpoints, if it passed one of them.
+  // Mark what the last packet passed; a box of many endpoints, if it passed one of them, or a rule that chooses one.
   function highlight() {
-    for (const box of byGroup.get(chosen)) if (box.others.some(([id]) => passed.has(id))) passed.add(box.id);
+    for (const box of byGroup.get(chosen))
+      if (box.others.some(([id]) => passed.has(id)) || box.rules.some(rule => passed.has(rule))) passed.add(box.id);
     Draw.highlight(find("picture"), passed);
   }
 

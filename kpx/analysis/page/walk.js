@@ -137,7 +137,7 @@ const Walk = (() => {
     return s.packet.state === "NEW" && s.packet.protocol === "tcp" ? set.length === syn && (!syn || set[0] === "SYN") : null;
   };
 
-  // Classic BPF that looks at nothing but the packet's source: kpx.analysis.bpf.
+  // Classic BPF that looks at nothing but the packet's addresses: kpx.analysis.bpf.
   const ALU = {
     0x00: (a, b) => a + b, 0x10: (a, b) => a - b, 0x20: (a, b) => a * b, 0x30: (a, b) => b ? a / b : null,
     0x40: (a, b) => a | b, 0x50: (a, b) => a & b, 0x60: (a, b) => b < 32n ? a << b : null,
@@ -150,18 +150,28 @@ const Walk = (() => {
     const program = lines.filter(line => line.trim()).map(line => line.trim().split(/\s+/).map(Number));
     const sound = program.every(one => one.length === 4 && one.every(Number.isInteger));
     if (!sound || Number(count) !== program.length || !program.length || program.length > 64) return unknown;
-    return (p, s) => p.source === null ? null : runs(program, p.source, s.host.bits);
+    return (p, s) => runs(program, [p.source, p.destination], s.host.bits);
   }
 
-  function runs(program, source, bits) {
-    const start = bits === 32 ? 12 : 8, word = (1n << 32n) - 1n;
+  // A word of the source, or of the destination, which stands behind it; null if that isn't known.
+  function loaded(addresses, bits, at) {
+    const place = at - (bits === 32 ? 12 : 8), size = bits / 8;
+    if (place < 0 || place >= 2 * size || place % 4) return null;
+    const address = addresses[Math.floor(place / size)];
+    return address === null ? null : (address >> BigInt(bits - 32 - 8 * (place % size))) & 0xffffffffn;
+  }
+
+  function runs(program, addresses, bits) {
     let a = 0n, x = 0n;
     for (let at = 0; at < program.length;) {
       const [code, jt, jf, number] = program[at++];
-      const k = BigInt(number), operand = code & 8 ? x : k, place = number - start;
+      const k = BigInt(number), operand = code & 8 ? x : k;
       const kind = code & 7, what = code & 0xf0;
-      if (code === 0x20 && place >= 0 && place < bits / 8 && place % 4 === 0) a = (source >> BigInt(bits - 32 - 8 * place)) & word;
-      else if (code === 0x00) a = k;
+      if (code === 0x20) {
+        const word = loaded(addresses, bits, number);
+        if (word === null) return null;
+        a = word;
+      } else if (code === 0x00) a = k;
       else if (code === 0x01) x = k;
       else if (kind === 4 && ALU[what]) {
         const result = ALU[what](a, operand);
