@@ -34,12 +34,12 @@ def test_large_ones_rest_after_each_turn_and_the_one_that_has_waited_longest_is_
     one = pending()
     touch(one, HUGE, 0.0)
     touch(one, GIANT, 0.1)
-    one.served(one.take(0.2), 1.8, 2.0)
+    one.served(one.take(0.2), 2.0, 2.0)
     touch(one, HUGE, 2.0)
-    assert one.due(2.0) == 1.8
-    assert one.take(3.7) == Batch()
-    assert list(one.take(3.8).services) == [GIANT]
-    assert list(one.take(4.8).services) == [HUGE]
+    assert one.due(2.0) == 2.0
+    assert one.take(3.9) == Batch()
+    assert list(one.take(4.0).services) == [GIANT]
+    assert list(one.take(5.0).services) == [HUGE]
 
 
 def test_a_large_one_that_has_waited_long_goes_before_calm_ones() -> None:
