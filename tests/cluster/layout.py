@@ -62,6 +62,9 @@ def routes(site: Site) -> list[str]:
         if node is not site
         for pods, via in zip(node.pods, node.addresses, strict=True)
     ]
+    if site is not CLIENT and site is not CONTROL:
+        # What a node has no link for goes outside: so addresses of Services route somewhere.
+        found += [f"route add default via {via}" for via in CLIENT.addresses]
     if site is CLIENT:
         found += [f"route add {net} via {via}" for net, via in zip(LOAD_BALANCERS, NODES[0].addresses, strict=True)]
     return found

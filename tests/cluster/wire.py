@@ -1,6 +1,6 @@
 """The bridge that joins all places, and their links to it."""
 
-from tests.cluster.layout import LOAD_BALANCERS, Site, routes
+from tests.cluster.layout import Site, routes
 from tests.lab import Namespace
 
 
@@ -19,6 +19,9 @@ class Wire:
             ipv6__conf__default__accept_ra=0,
             ipv4__ip_forward=1,
             ipv6__conf__all__forwarding=1,
+            # The kernel limits how often REJECT answers; clients here reconnect at once.
+            ipv4__icmp_ratemask=0,
+            ipv6__icmp__ratemask=0,
         )
         port = f"w{site.number}"
         self._namespace.ip(
@@ -48,5 +51,3 @@ def bytes_of(network: Namespace) -> tuple[int, int]:
                 return int(fields[0]), int(fields[8])
     raise OSError("no eth0")
 
-
-__all__ = ["LOAD_BALANCERS", "Wire", "bytes_of"]

@@ -1,0 +1,93 @@
+"""`python -m tests.cluster --bin DIR`: a cluster of real programs, and a table of what was seen on it."""
+
+import datetime
+import os
+import platform
+import signal
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from kpx.version import __version__
+from tests.cluster import life, migration, ways_in
+from tests.cluster.binaries import Binaries, MissingError, find
+from tests.cluster.cluster import HIDDEN, Cluster, Wanted
+from tests.cluster.plan import Group, run, select
+from tests.cluster.table import MARKS, Line, markdown
+from tests.lab import LabError
+
+GROUPS: tuple[Group[Cluster], ...] = (migration.GROUP, ways_in.GROUP, life.GROUP)
+BUILD = Path("build")
+
+
+@click.command()
+@click.option("--bin", "folder", envvar="KUBE_BIN", type=click.Path(path_type=Path), help="Folder of the programs.")
+@click.option("--image", type=click.Path(path_type=Path), default=BUILD / "kpx-image.tar", show_default=True,
+              help="kpx's image, as `make image` builds it.")
+@click.option("--only", multiple=True, metavar="GROUP", help="A group of claims alone. May be repeated.")
+@click.option("--output", type=click.Path(path_type=Path), default=BUILD / "cluster", show_default=True,
+              help="Where the table and logs go.")
+def main(folder: Path | None, image: Path, only: tuple[str, ...], output: Path) -> None:
+    """Start a cluster, look at everything, end it.
+
+    Exit status: 0 all was as it should be, 1 something wasn't, 2 it can't be started.
+    """
+    console = Console()
+    wanted, groups = _prepare(folder, image, only, output)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What runs in a shell's background ignores SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    lines: list[Line] = []
+    try:
+        with Cluster(wanted, console) as cluster:
+            for line in run(groups, cluster):
+                lines.append(line)
+                text = f"{MARKS[line.fine]} {line.claim}: {line.seen}"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+    except LabError as error:
+        raise _refusal(f"the cluster can't be started: {error}") from error
+    except KeyboardInterrupt:
+        console.print("interrupted; everything has ended and is removed")
+    finally:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "table.md").write_text(markdown(lines, facts(wanted.binaries)))
+    console.print(f"{sum(line.fine for line in lines)} of {len(lines)} as they should be; {output / 'table.md'}")
+    whole = len(lines) == sum(len(group.claims) for group in groups)
+    sys.exit(0 if whole and all(line.fine for line in lines) else 1)
+
+
+def facts(binaries: Binaries) -> dict[str, str]:
+    """What a run was made with."""
+    machine = f"{os.cpu_count()} cores, Linux {platform.release()}"
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return {"date": today, "kpx": __version__, **binaries.versions, "machine": machine}
+
+
+def _prepare(folder: Path | None, image: Path, only: tuple[str, ...], output: Path) -> tuple[Wanted, list[Group[Cluster]]]:
+    """Everything that can be wrong before anything is started, with status 2."""
+    if folder is None:
+        raise click.UsageError("KUBE_BIN (or --bin) has to name the folder of the programs; see tests/cluster/README.md")
+    try:
+        groups = select(GROUPS, only)
+        binaries = find(folder.absolute())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except MissingError as error:
+        raise _refusal(f"missing:\n{error}") from error
+    if not image.is_file():
+        raise _refusal(f"missing:\n{image}: kpx's image; `make image` builds it")
+    if str(Path(os.environ.get("TMPDIR", "/tmp")).resolve()).startswith(HIDDEN):
+        raise _refusal(f"TMPDIR is below one of {', '.join(HIDDEN)}, of which a node has its own")
+    return Wanted(binaries, image.absolute(), output.absolute() / "logs"), groups
+
+
+def _refusal(message: str) -> click.ClickException:
+    error = click.ClickException(message)
+    error.exit_code = 2
+    return error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What was looked at and what was seen: one line for each claim."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+MARKS = {True: "✓", False: "✗ failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One claim. `seen` says what was seen, also if that is `fine` not."""
+
+    group: str
+    claim: str
+    seen: str
+    fine: bool
+    seconds: float
+
+
+def markdown(lines: Iterable[Line], facts: Mapping[str, str]) -> str:
+    """A table for each group, under a list of what it was run with."""
+    parts = [f"- {name}: {fact}\n" for name, fact in facts.items()]
+    group = ""
+    for line in lines:
+        if line.group != group:
+            group = line.group
+            parts.append(f"\n### {group}\n\n| what | seen | | seconds |\n| --- | --- | --- | --- |\n")
+        parts.append(f"| {_cell(line.claim)} | {_cell(line.seen)} | {MARKS[line.fine]} | {line.seconds:.0f} |\n")
+    return "".join(parts)
+
+
+def _cell(text: str) -> str:
+    """Text that can't end a cell."""
+    return " ".join(text.split()).replace("|", "\\|")
