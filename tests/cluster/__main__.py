@@ -5,37 +5,50 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from kpx.version import __version__
-from tests.cluster import life, migration, ways_in
+from tests.cluster import beside, churn, life, migration, ways_in
 from tests.cluster.binaries import Binaries, MissingError, find
 from tests.cluster.cluster import HIDDEN, Cluster, Wanted
 from tests.cluster.plan import Group, run, select
 from tests.cluster.table import MARKS, Line, markdown
 from tests.lab import LabError
 
-GROUPS: tuple[Group[Cluster], ...] = (migration.GROUP, ways_in.GROUP, life.GROUP)
 BUILD = Path("build")
 
 
 @click.command()
 @click.option("--bin", "folder", envvar="KUBE_BIN", type=click.Path(path_type=Path), help="Folder of the programs.")
-@click.option("--image", type=click.Path(path_type=Path), default=BUILD / "kpx-image.tar", show_default=True,
-              help="kpx's image, as `make image` builds it.")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    default=BUILD / "kpx-image.tar",
+    show_default=True,
+    help="kpx's image, as `make image` builds it.",
+)
 @click.option("--only", multiple=True, metavar="GROUP", help="A group of claims alone. May be repeated.")
-@click.option("--output", type=click.Path(path_type=Path), default=BUILD / "cluster", show_default=True,
-              help="Where the table and logs go.")
-def main(folder: Path | None, image: Path, only: tuple[str, ...], output: Path) -> None:
+@click.option("--services", default=churn.Size.services, show_default=True, help="How many Services churn.")
+@click.option("--changes", default=churn.Size.changes, show_default=True, help="How often these change.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=BUILD / "cluster",
+    show_default=True,
+    help="Where the table and logs go.",
+)
+def main(folder: Path | None, image: Path, only: tuple[str, ...], services: int, changes: int, output: Path) -> None:
     """Start a cluster, look at everything, end it.
 
     Exit status: 0 all was as it should be, 1 something wasn't, 2 it can't be started.
     """
     console = Console()
-    wanted, groups = _prepare(folder, image, only, output)
+    every = groups_of(churn.Size(services, changes))
+    wanted, groups = _prepare(folder, image, every, only, output)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What runs in a shell's background ignores SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,16 +74,25 @@ def main(folder: Path | None, image: Path, only: tuple[str, ...], output: Path) 
 def facts(binaries: Binaries) -> dict[str, str]:
     """What a run was made with."""
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}"
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {"date": today, "kpx": __version__, **binaries.versions, "machine": machine}
 
 
-def _prepare(folder: Path | None, image: Path, only: tuple[str, ...], output: Path) -> tuple[Wanted, list[Group[Cluster]]]:
+def groups_of(size: churn.Size) -> list[Group[Cluster]]:
+    """All claims, in their order: churn is the last, since it leaves thousands of Services."""
+    return [migration.GROUP, ways_in.GROUP, life.GROUP, beside.GROUP, churn.group(size)]
+
+
+def _prepare(
+    folder: Path | None, image: Path, every: Sequence[Group[Cluster]], only: Sequence[str], output: Path
+) -> tuple[Wanted, list[Group[Cluster]]]:
     """Everything that can be wrong before anything is started, with status 2."""
     if folder is None:
-        raise click.UsageError("KUBE_BIN (or --bin) has to name the folder of the programs; see tests/cluster/README.md")
+        raise click.UsageError(
+            "KUBE_BIN (or --bin) has to name the folder of the programs; see tests/cluster/README.md"
+        )
     try:
-        groups = select(GROUPS, only)
+        groups = select(every, only)
         binaries = find(folder.absolute())
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -83,10 +105,12 @@ def _prepare(folder: Path | None, image: Path, only: tuple[str, ...], output: Pa
     return Wanted(binaries, image.absolute(), output.absolute() / "logs"), groups
 
 
+class _Refusal(click.ClickException):
+    exit_code = 2
+
+
 def _refusal(message: str) -> click.ClickException:
-    error = click.ClickException(message)
-    error.exit_code = 2
-    return error
+    return _Refusal(message)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,11 @@ def _absent(tools: Iterable[str], path: str | None) -> list[str]:
 def _versions(folder: Path) -> dict[str, str]:
     """By project what its first program says. Raises MissingError for a Kubernetes that is too old or mixed."""
     kubernetes = {name: _kubernetes_version(folder / name) for name, of in PROGRAMS.items() if of == "Kubernetes"}
-    old = [f"{name}: {text}, needed is v{OLDEST[0]}.{OLDEST[1]} or later" for name, text in kubernetes.items()
-           if (found := _KUBERNETES.fullmatch(text)) is None or (int(found[1]), int(found[2])) < OLDEST]
+    old = [
+        f"{name}: {text}, needed is v{OLDEST[0]}.{OLDEST[1]} or later"
+        for name, text in kubernetes.items()
+        if (found := _KUBERNETES.fullmatch(text)) is None or (int(found[1]), int(found[2])) < OLDEST
+    ]
     if old:
         raise MissingError("\n".join(old))
     told = sorted(set(kubernetes.values()))

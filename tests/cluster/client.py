@@ -53,7 +53,12 @@ class Api:
         return self.request("DELETE", path)
 
     def request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, kind: str = "application/json",
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        kind: str = "application/json",
         allow: Collection[int] = (),
     ) -> Object:
         """Send and read JSON. Raises RefusedError for a status of 300 and above that isn't allowed.
@@ -65,7 +70,11 @@ class Api:
         return found
 
     def text(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, kind: str = "application/json",
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        kind: str = "application/json",
         allow: Collection[int] = (),
     ) -> str:
         """The same, as text."""

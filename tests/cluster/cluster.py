@@ -146,9 +146,9 @@ class Cluster:
     def host(self, pod: Object) -> Host:
         """A pod as a place to connect from."""
         on = pod["spec"]["nodeName"]
-        addresses = [one["ip"] for one in pod["status"]["podIPs"]]
+        ipv4, ipv6 = (one["ip"] for one in pod["status"]["podIPs"])
         network = self.node(on).network_of(pod["metadata"]["uid"])
-        return Host(pod["metadata"]["name"], network, *addresses, on=on)
+        return Host(pod["metadata"]["name"], network, ipv4, ipv6, on=on)
 
     def _node(self, site: Site) -> Node:
         folder = self.folder / site.name

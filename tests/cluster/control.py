@@ -91,25 +91,36 @@ class Control:
     def _make_files(self) -> None:
         self.folder.mkdir()
         pki = self.pki
-        hosts = ("localhost", "kubernetes", "kubernetes.default", "127.0.0.1", API_ADDRESS_AS_SERVICE, *CONTROL.addresses)
+        hosts = (
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "127.0.0.1",
+            API_ADDRESS_AS_SERVICE,
+            *CONTROL.addresses,
+        )
         pki.issue("apiserver", "kube-apiserver", ["system:masters"], hosts)
         pki.kubeconfig("admin", self.url, "admin", ["system:masters"])
         for name in ("kube-controller-manager", "kube-scheduler"):
             pki.kubeconfig(name, self.url, f"system:{name}")
         (self.folder / "audit.json").write_text(json.dumps(_AUDIT))
-        (self.folder / "etcd.json").write_text(json.dumps({
-            "name": "one",
-            "data-dir": str(self.folder / "etcd"),
-            "listen-client-urls": _ETCD,
-            "advertise-client-urls": _ETCD,
-            "listen-peer-urls": "http://127.0.0.1:2380",
-            "initial-advertise-peer-urls": "http://127.0.0.1:2380",
-            "initial-cluster": "one=http://127.0.0.1:2380",
-            "enable-grpc-gateway": True,
-            "unsafe-no-fsync": True,
-            "quota-backend-bytes": 4 << 30,
-            "log-level": "warn",
-        }))
+        (self.folder / "etcd.json").write_text(
+            json.dumps(
+                {
+                    "name": "one",
+                    "data-dir": str(self.folder / "etcd"),
+                    "listen-client-urls": _ETCD,
+                    "advertise-client-urls": _ETCD,
+                    "listen-peer-urls": "http://127.0.0.1:2380",
+                    "initial-advertise-peer-urls": "http://127.0.0.1:2380",
+                    "initial-cluster": "one=http://127.0.0.1:2380",
+                    "enable-grpc-gateway": True,
+                    "unsafe-no-fsync": True,
+                    "quota-backend-bytes": 4 << 30,
+                    "log-level": "warn",
+                }
+            )
+        )
 
     def _api_server_options(self) -> list[str]:
         certificate, key = self.pki.pair("apiserver")

@@ -160,7 +160,9 @@ def throttle(cluster: Cluster) -> str:
     """429 for everything that kpx asks, also right after a start."""
     group = "flowcontrol.apiserver.k8s.io"
     limited = {"nominalConcurrencyShares": 0, "lendablePercent": 0, "limitResponse": {"type": "Reject"}}
-    level = named("PriorityLevelConfiguration", "none", version=f"{group}/v1", spec={"type": "Limited", "limited": limited})
+    level = named(
+        "PriorityLevelConfiguration", "none", version=f"{group}/v1", spec={"type": "Limited", "limited": limited}
+    )
     account = {"kind": "ServiceAccount", "serviceAccount": {"name": "kpx", "namespace": SYSTEM}}
     everything = [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": True}]
     spec = {
@@ -194,7 +196,9 @@ def throttle(cluster: Cluster) -> str:
 
 def _expired(cluster: Cluster, node: str) -> float:
     """How often kpx was told 410, as it counts itself."""
-    text = cluster.node(node).space.network.run(["curl", "-s", "-m", "10", "http://127.0.0.1:10249/metrics"], check=False)
+    text = cluster.node(node).space.network.run(
+        ["curl", "-s", "-m", "10", "http://127.0.0.1:10249/metrics"], check=False
+    )
     lines = [line for line in text.stdout.splitlines() if line.startswith("kpx_watch_restarts_total")]
     return sum(float(line.rpartition(" ")[2]) for line in lines if 'reason="expired"' in line)
 

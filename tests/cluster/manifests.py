@@ -130,8 +130,8 @@ def shop() -> list[Object]:
     }
     node_port = service("web-node", type="NodePort")
     node_port["spec"]["ports"][0]["nodePort"] = NODE_PORT
-    sticky = {"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": STICKY_SECONDS}}}
-    local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
+    sticky: Object = {"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": STICKY_SECONDS}}}
+    local: Object = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
     external = {"type": "ExternalName", "externalName": "shop.example"}
     pinned = _server_pod(nodeSelector={"kubernetes.io/hostname": NODES[0].name})
     return [

@@ -1,6 +1,7 @@
 """From kube-proxy to kpx and back, by the steps of the README at the top, under load."""
 
 import json
+from functools import partial
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.judge import TOOL, Rules, differences, rules, saved, wait_until_fresh
@@ -35,7 +36,7 @@ def to_kpx(cluster: Cluster, *nodes: str) -> None:
     cluster.apply(cluster.chart(kubeProxyConfigMap="kube-proxy", nodeSelector={"kpx": "here"}))
     for node in nodes or [node.name for node in cluster.nodes]:
         cluster.kubectl("label", "node", node, "kpx=here", "--overwrite")
-        eventually(f"kpx is ready on {node}", lambda node=node: is_on(cluster, "kpx", node))
+        eventually(f"kpx is ready on {node}", partial(is_on, cluster, "kpx", node))
     rollout(cluster, "kpx")
 
 
@@ -64,8 +65,9 @@ def ensure(cluster: Cluster) -> None:
 
 def there(cluster: Cluster) -> str:
     """kube-proxy → kpx."""
+    nodes = cluster.nodes
     objects = cluster.api.objects()
-    for node in cluster.nodes:  # pods have just come: kube-proxy is still writing
+    for node in nodes:  # pods have just come: kube-proxy is still writing
         wait_until_fresh(objects, node.space.network, node.name, cluster.folder / "judge", layout="classic")
     before = kernels(cluster)
     with under_load(cluster) as load:
@@ -85,7 +87,7 @@ def back(cluster: Cluster) -> str:
     with under_load(cluster) as load:
         for node in cluster.nodes:
             cluster.kubectl("label", "node", node.name, "kpx-")
-            eventually(f"kube-proxy is ready on {node.name}", lambda node=node: is_on(cluster, "kube-proxy", node.name))
+            eventually(f"kube-proxy is ready on {node.name}", partial(is_on, cluster, "kube-proxy", node.name))
         load.some_more()
     after = kernels(cluster)
     told = [line for key in before for line in differences(after[key], before[key])]

@@ -39,7 +39,7 @@ class Node:
         self.snapshotter = "overlayfs" if _overlay_works(self.space, folder) else "native"
         self._write_files(pki, server, cgroup)
         path = f"{self.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        words = [self.bin / "containerd", "--config", folder / "containerd.toml"]
+        words: list[str | Path] = [self.bin / "containerd", "--config", folder / "containerd.toml"]
         self.containerd = Process(self.space, "containerd", words, folder / "containerd.log", {"PATH": path})
         words = [self.bin / "kubelet", *self._kubelet_options(pki)]
         self.kubelet = Process(self.space, "kubelet", words, folder / "kubelet.log", {"PATH": path})
@@ -47,7 +47,7 @@ class Node:
     def start(self, images: Path) -> None:
         """Start containerd, load images into it, start kubelet."""
         self.containerd.start()
-        ask = [self.bin / "ctr", "-a", SOCKET, "-n", "k8s.io"]
+        ask: list[str | Path] = [self.bin / "ctr", "-a", SOCKET, "-n", "k8s.io"]
         eventually("containerd answers", lambda: self.space.run([*ask, "version"], check=False).returncode == 0)
         self.space.run([*ask, "images", "import", "--snapshotter", self.snapshotter, images], timeout=900)
         self.kubelet.start()
@@ -120,7 +120,7 @@ conf_dir = "{folder}/cni"
             "podLogsDir": str(self.folder / "var/log/pods"),
             "volumePluginDir": str(self.folder / "kubelet/plugins-of-volumes"),
             # The machine's disk and memory are others' concern.
-            "evictionHard": {key: "0%" for key in ("memory.available", "nodefs.available", "imagefs.available")},
+            "evictionHard": dict.fromkeys(("memory.available", "nodefs.available", "imagefs.available"), "0%"),
             "imageGCHighThresholdPercent": 100,
             "shutdownGracePeriod": "0s",
             "registryPullQPS": 0,
@@ -167,8 +167,7 @@ def _setup(folder: Path, binaries: Binaries) -> str:
         "mount -t tmpfs -o mode=755 tmpfs /run",
         "mkdir -p /run/lock /run/netns",
     ]
-    for path in KERNEL_SETTINGS:
-        lines.append(f"mount --bind {where}/settings/{path.replace('/', '-')} /proc/sys/{path}")
+    lines += [f"mount --bind {where}/settings/{path.replace('/', '-')} /proc/sys/{path}" for path in KERNEL_SETTINGS]
     return "\n".join([*lines, "mount --make-rshared /"])
 
 
@@ -177,7 +176,7 @@ def _overlay_works(space: Space, folder: Path) -> bool:
     for name in ("lower", "upper", "work", "on"):
         (trial / name).mkdir(parents=True)
     options = f"lowerdir={trial}/lower,upperdir={trial}/upper,workdir={trial}/work"
-    words = ["mount", "-t", "overlay", "-o", options, "none", trial / "on"]
+    words: list[str | Path] = ["mount", "-t", "overlay", "-o", options, "none", trial / "on"]
     if space.run(words, check=False).returncode:
         return False
     space.run(["umount", trial / "on"])
@@ -196,4 +195,3 @@ def may_lower_oom_scores() -> bool:
     """Whether we have CAP_SYS_RESOURCE, without which the kernel lets nobody lower an OOM score."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return bool(int(status["CapEff"], 16) >> 24 & 1)
-

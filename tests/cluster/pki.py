@@ -26,8 +26,22 @@ class Pki:
         (folder / "openssl.cnf").write_text("[req]\ndistinguished_name=name\n[name]\n")
         made = cls(folder)
         authority = {"basicConstraints": "critical,CA:TRUE", "keyUsage": "critical,keyCertSign,cRLSign"}
-        made._openssl("req", "-x509", "-config", "openssl.cnf", *_KEY, "-days", str(_DAYS), "-subj", "/CN=kpx-cluster",
-                      "-keyout", "ca.key", "-out", "ca.crt", *_extensions(authority))
+        made._openssl(
+            "req",
+            "-x509",
+            "-config",
+            "openssl.cnf",
+            *_KEY,
+            "-days",
+            str(_DAYS),
+            "-subj",
+            "/CN=kpx-cluster",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.crt",
+            *_extensions(authority),
+        )
         made._openssl("genrsa", "-out", "sa.key", "2048")
         made._openssl("rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub")
         return made
@@ -50,9 +64,26 @@ class Pki:
         }
         if hosts:
             extensions["subjectAltName"] = ",".join(f"{_kind(host)}:{host}" for host in hosts)
-        self._openssl("req", "-x509", "-config", "openssl.cnf", *_KEY, "-days", str(_DAYS), "-subj", subject,
-                      "-keyout", f"{name}.key", "-out", f"{name}.crt", "-CA", "ca.crt", "-CAkey", "ca.key",
-                      *_extensions(extensions))
+        self._openssl(
+            "req",
+            "-x509",
+            "-config",
+            "openssl.cnf",
+            *_KEY,
+            "-days",
+            str(_DAYS),
+            "-subj",
+            subject,
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.crt",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            *_extensions(extensions),
+        )
         return self.pair(name)
 
     def kubeconfig(self, name: str, server: str, user: str, groups: Sequence[str] = ()) -> Path:
@@ -78,19 +109,26 @@ class Pki:
         }
         told = ".".join(_url64(json.dumps(part).encode()) for part in ({"alg": "RS256", "typ": "JWT"}, claims))
         command = ["openssl", "dgst", "-sha256", "-sign", "sa.key"]
-        signature = subprocess.run(command, cwd=self.folder, input=told.encode(), capture_output=True, check=True).stdout
+        signature = subprocess.run(
+            command, cwd=self.folder, input=told.encode(), capture_output=True, check=True
+        ).stdout
         return f"{told}.{_url64(signature)}"
 
     def _write_kubeconfig(self, name: str, server: str, user: Mapping[str, str]) -> Path:
         path = self.folder / f"{name}.kubeconfig"
-        path.write_text(json.dumps({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": server, "certificate-authority": str(self.ca)}}],
-            "users": [{"name": "u", "user": user}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }, indent=1))
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [{"name": "c", "cluster": {"server": server, "certificate-authority": str(self.ca)}}],
+                    "users": [{"name": "u", "user": user}],
+                    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                    "current-context": "x",
+                },
+                indent=1,
+            )
+        )
         return path
 
     def _openssl(self, *words: str) -> None:

@@ -45,7 +45,19 @@ class Space:
         self.name = name
         script = f"set -eu\nhostname {shlex.quote(name)}\n{setup}\nexec {shlex.quote(sys.executable)} -I {_INIT}\n"
         self._holder = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script],
+            [
+                "unshare",
+                "--net",
+                "--uts",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sh",
+                "-c",
+                script,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -96,7 +108,12 @@ class Process:
     """A program that goes on running in a space; may be started again. Its output goes to a file."""
 
     def __init__(
-        self, space: Space, name: str, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        space: Space,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.space, self.name, self.log = space, name, log
         self._command, self._environment = list(command), dict(environment or {})
@@ -153,4 +170,3 @@ class Process:
                 break
             time.sleep(0.01)
         raise LabError(f"{self.name} ended at once: {self.last_words()}")
-

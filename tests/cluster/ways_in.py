@@ -84,7 +84,17 @@ def health_port(cluster: Cluster) -> str:
     port = cluster.api.get(f"/api/v1/namespaces/{SHOP}/services/solo-local")["spec"]["healthCheckNodePort"]
     told = []
     for site, wanted in zip(NODES, ("200", "503"), strict=True):
-        words = ["curl", "-s", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", f"http://{site.ipv4}:{port}/healthz"]
+        words = [
+            "curl",
+            "-s",
+            "-m",
+            "10",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            f"http://{site.ipv4}:{port}/healthz",
+        ]
 
         def right(words: list[str] = words, wanted: str = wanted) -> bool:
             found = cluster.client.namespace.run(words, check=False).stdout

@@ -1,5 +1,7 @@
 """The bridge that joins all places, and their links to it."""
 
+from pathlib import Path
+
 from tests.cluster.layout import Site, routes
 from tests.lab import Namespace
 
@@ -44,10 +46,11 @@ class Wire:
 def bytes_of(network: Namespace) -> tuple[int, int]:
     """Bytes received and sent on `eth0` so far."""
     with network.entered():
-        for line in open("/proc/thread-self/net/dev"):
-            name, _, numbers = line.strip().partition(":")
-            if name == "eth0":
-                fields = numbers.split()
-                return int(fields[0]), int(fields[8])
-    raise OSError("no eth0")
+        text = Path("/proc/thread-self/net/dev").read_text()
+    (numbers,) = [rest for name, _, rest in map(_parted, text.splitlines()) if name.strip() == "eth0"]
+    fields = numbers.split()
+    return int(fields[0]), int(fields[8])
 
+
+def _parted(line: str) -> tuple[str, str, str]:
+    return line.partition(":")
