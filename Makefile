@@ -9,13 +9,19 @@ PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl procps graph
 TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test lint golden bench bench-plots image docs setup clean
+.PHONY: demo test cluster-test lint golden bench bench-plots image docs setup clean
 
 demo: setup
 	@$(BIN)/python -m tests.demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# A real Kubernetes whose programs are in KUBE_BIN; CLUSTER has further options. See tests/cluster/README.md.
+cluster-test: setup
+	@$(BIN)/python -m tests.cluster --bin "$(KUBE_BIN)" --check
+	@[ -n "$(IMAGE)" ] || $(MAKE) --no-print-directory image
+	@$(BIN)/python -m tests.cluster --bin "$(KUBE_BIN)" --image "$(or $(IMAGE),build/kpx-image.tar)" $(CLUSTER)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from kpx.version import __version__
-from tests.cluster import beside, churn, life, migration, ways_in
+from tests.cluster import beside, churn, life, migration, tools, ways_in
 from tests.cluster.binaries import Binaries, MissingError, find
 from tests.cluster.cluster import HIDDEN, Cluster, Wanted
 from tests.cluster.plan import Group, run, select
@@ -41,17 +41,21 @@ BUILD = Path("build")
     show_default=True,
     help="Where the table and logs go.",
 )
-def main(folder: Path | None, image: Path, only: tuple[str, ...], services: int, changes: int, output: Path) -> None:
+@click.option("--check", is_flag=True, help="Only look whether all programs are there.")
+def main(
+    folder: Path | None, image: Path, only: tuple[str, ...], services: int, changes: int, output: Path, check: bool
+) -> None:
     """Start a cluster, look at everything, end it.
 
     Exit status: 0 all was as it should be, 1 something wasn't, 2 it can't be started.
     """
     console = Console()
     every = groups_of(churn.Size(services, changes))
-    wanted, groups = _prepare(folder, image, every, only, output)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # What runs in a shell's background ignores SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    wanted, groups = _prepare(folder, image, every, only, output, check)
+    if check:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     lines: list[Line] = []
     try:
         with Cluster(wanted, console) as cluster:
@@ -71,6 +75,13 @@ def main(folder: Path | None, image: Path, only: tuple[str, ...], services: int,
     sys.exit(0 if whole and all(line.fine for line in lines) else 1)
 
 
+def _interrupt(*_: object) -> None:
+    """End the run. Further signals don't stop its clean-up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def facts(binaries: Binaries) -> dict[str, str]:
     """What a run was made with."""
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}"
@@ -80,14 +91,14 @@ def facts(binaries: Binaries) -> dict[str, str]:
 
 def groups_of(size: churn.Size) -> list[Group[Cluster]]:
     """All claims, in their order: churn is the last, since it leaves thousands of Services."""
-    return [migration.GROUP, ways_in.GROUP, life.GROUP, beside.GROUP, churn.group(size)]
+    return [migration.GROUP, ways_in.GROUP, life.GROUP, tools.GROUP, beside.GROUP, churn.group(size)]
 
 
 def _prepare(
-    folder: Path | None, image: Path, every: Sequence[Group[Cluster]], only: Sequence[str], output: Path
+    folder: Path | None, image: Path, every: Sequence[Group[Cluster]], only: Sequence[str], output: Path, check: bool
 ) -> tuple[Wanted, list[Group[Cluster]]]:
     """Everything that can be wrong before anything is started, with status 2."""
-    if folder is None:
+    if folder is None or folder == Path():  # `--bin ""` is what make says without KUBE_BIN
         raise click.UsageError(
             "KUBE_BIN (or --bin) has to name the folder of the programs; see tests/cluster/README.md"
         )
@@ -98,7 +109,7 @@ def _prepare(
         raise click.UsageError(str(error)) from error
     except MissingError as error:
         raise _refusal(f"missing:\n{error}") from error
-    if not image.is_file():
+    if not check and not image.is_file():
         raise _refusal(f"missing:\n{image}: kpx's image; `make image` builds it")
     if str(Path(os.environ.get("TMPDIR", "/tmp")).resolve()).startswith(HIDDEN):
         raise _refusal(f"TMPDIR is below one of {', '.join(HIDDEN)}, of which a node has its own")

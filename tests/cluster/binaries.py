@@ -24,8 +24,19 @@ PROGRAMS = {
 """What DIR has to hold, and of which project."""
 PLUGINS = ("bridge", "host-local", "loopback")
 """CNI plugins: in DIR itself or in DIR/cni."""
-HOST_TOOLS = ("ip", "nsenter", "unshare", "mount", "openssl", "sysctl", "iptables-nft-save", "ip6tables-nft-save")
+HOST_TOOLS = (
+    "ip",
+    "nsenter",
+    "unshare",
+    "mount",
+    "hostname",
+    "openssl",
+    "curl",
+    "iptables-nft-save",
+    "ip6tables-nft-save",
+)
 """What this machine has to have itself; `make setup` installs them on Debian."""
+_BRIDGE = Path("/proc/sys/net/bridge")
 OLDEST = (1, 31)
 _KUBERNETES = re.compile(r"v(\d+)\.(\d+)\.\S+")
 
@@ -52,6 +63,10 @@ def find(folder: Path, host_path: str | None = None) -> Binaries:
     plugins = folder / "cni" if (folder / "cni").is_dir() else folder
     problems += [_problem_of(plugins, plugin, "CNI plugin ") for plugin in PLUGINS]
     problems += [f"{tool}: not installed on this machine" for tool in _absent(HOST_TOOLS, host_path)]
+    if not _BRIDGE.exists():
+        problems.append(
+            "br_netfilter: a part of the kernel that isn't loaded; rules wouldn't see pods' packets to pods"
+        )
     if os.geteuid() != 0:
         problems.append("root: namespaces, mounts and containers need it")
     if not any(problems):

@@ -50,8 +50,8 @@ def churn(cluster: Cluster, size: Size) -> str:
         quiet = _wait_until_quiet(twins, changed)
         taken = {twin.name: twin.usage().since(start[twin.name]) for twin in twins}
         demand(twins.kpx.health() == "200", f"kpx's healthz: {twins.kpx.health()}")
-        objects, place = cluster.api.objects(), cluster.folder / "judge"
-        count = wait_until_fresh(objects, twins.kpx.space.network, NODE, place, seconds=60)
+        place = cluster.folder / "judge"
+        count = wait_until_fresh(cluster.api, twins.kpx.space.network, NODE, place, seconds=60)
         idle = _idle_requests(cluster, twins)
     told = "; ".join(_told(name, taken[name], quiet[name], idle[name]) for name in ("kpx", "kube-proxy"))
     changes = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))

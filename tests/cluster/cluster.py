@@ -1,11 +1,9 @@
 """A whole cluster: control plane, two nodes, a client outside; all of it ends with the context."""
 
-import os
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +21,9 @@ from tests.cluster.manifests import SHOP, as_list, kube_proxy, shop
 from tests.cluster.node import Node
 from tests.cluster.pki import Pki
 from tests.cluster.space import Space
-from tests.cluster.waiting import eventually
+from tests.cluster.waiting import NotSeenError, eventually
 from tests.cluster.wire import Wire
-from tests.lab import Host, Namespace
+from tests.lab import Host, LabError, Namespace
 
 ROOT = Path(__file__).parents[2]
 HIDDEN = ("/var", "/run", "/proc", "/sys")
@@ -47,6 +45,8 @@ class Cluster:
     def __init__(self, wanted: Wanted, console: Console) -> None:
         self.wanted, self.console = wanted, console
         self._stack = ExitStack()
+        self._nodes: tuple[Node, ...] = ()
+        self._no_nodes = ""
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
@@ -63,8 +63,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _undisturbed():
-            self._stack.close()
+        self._stack.close()
 
     def say(self, what: str) -> None:
         """Tell who waits what goes on."""
@@ -99,9 +98,23 @@ class Cluster:
         self.wire.join(namespace, CLIENT)
         return Host(CLIENT.name, namespace, *CLIENT.addresses)
 
-    @cached_property
+    @property
     def nodes(self) -> tuple[Node, ...]:
-        """Both nodes with kube-proxy and the shop, when all of it is ready."""
+        """Both nodes with kube-proxy and the shop, when all of it is ready. They start when first asked for.
+
+        Raises NotSeenError if they don't, each time with the first reason.
+        """
+        if self._no_nodes:
+            raise NotSeenError(self._no_nodes)
+        if not self._nodes:
+            try:
+                self._nodes = self._start_nodes()
+            except (LabError, NotSeenError, OSError, ValueError) as error:
+                self._no_nodes = f"the nodes didn't start: {error}"
+                raise NotSeenError(self._no_nodes) from error
+        return self._nodes
+
+    def _start_nodes(self) -> tuple[Node, ...]:
         self.say("making images")
         archive = self.folder / "images.tar"
         binaries = self.wanted.binaries
@@ -182,18 +195,3 @@ def keep_logs(folder: Path, target: Path) -> None:
             place = target / path.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Another Ctrl-C doesn't stop the clean-up."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def environment() -> Mapping[str, str]:
-    """Ours, with this source tree first where Python looks."""
-    return os.environ | {"PYTHONPATH": str(ROOT)}

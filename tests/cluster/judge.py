@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.cluster.client import Object
+from tests.cluster.client import Api, Object
 from tests.cluster.manifests import CONFIG
-from tests.cluster.waiting import NotSeenError, demand, eventually
+from tests.cluster.waiting import demand, eventually
 from tests.lab import Namespace
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def rules(text: str, *, counting: bool = False) -> Rules:
         elif line.startswith("-A "):
             _, chain, rule = line.split(" ", 2)
             if not counting:
-                rule = "" if "localhost_nps_accepted_pkts" in rule else _COUNTING.sub("", rule)
+                rule = "" if "localhost_nps_accepted_pkts" in rule else _COUNTING.sub("", f" {rule}").strip()
             if rule and (chain.startswith(_OURS) or any(f" {name}" in f" {rule}" for name in _OURS)):
                 found.setdefault((table, chain), []).append(rule)
     return {key: tuple(value) for key, value in found.items() if key[1] not in _NOT_A_PROXY_S}
@@ -76,22 +76,22 @@ def differences(have: Rules, want: Rules) -> list[str]:
 
 
 def wait_until_fresh(
-    objects: list[Object], network: Namespace, node: str, folder: Path, *, layout: str = "tree", seconds: float = 120
+    api: Api, network: Namespace, node: str, folder: Path, *, layout: str = "tree", seconds: float = 120
 ) -> int:
-    """Wait until the kernel holds what these objects ask for, in both families; how many rules that are."""
+    """Wait until the kernel holds what the API server's objects ask for, in both families; how many rules that are.
+
+    The objects may still change meanwhile: they are asked for again with each look.
+    """
     folder.mkdir(exist_ok=True)
-    count = 0
-    for family in TOOL:
-        want = fresh(objects, network, node, family, layout, folder)
+    known: dict[str, tuple[list[Object], Rules]] = {}
 
-        def same(family: str = family, want: Rules = want) -> bool:
-            told = differences(rules(saved(network, family)), want)
+    def same() -> int:
+        objects = api.objects()
+        for family in TOOL:
+            if family not in known or known[family][0] != objects:
+                known[family] = objects, fresh(objects, network, node, family, layout, folder)
+            told = differences(rules(saved(network, family)), known[family][1])
             demand(not told, f"{family} on {node}: {len(told)} differences: {told[:6]}")
-            return True
+        return sum(len(chain) for _, want in known.values() for chain in want.values())
 
-        eventually(f"{node} holds what a fresh render makes", same, seconds=seconds)
-        count += sum(map(len, want.values()))
-    return count
-
-
-__all__ = ["NotSeenError", "Rules", "differences", "fresh", "rules", "saved", "wait_until_fresh"]
+    return eventually(f"{node} holds what a fresh render makes", same, seconds=seconds)

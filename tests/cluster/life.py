@@ -45,9 +45,8 @@ def agent_pid(cluster: Cluster, node: str) -> int:
 
 def settled(cluster: Cluster) -> int:
     """Wait until both nodes hold what a fresh render makes; how many rules that are."""
-    objects = cluster.api.objects()
     return sum(
-        wait_until_fresh(objects, node.space.network, node.name, cluster.folder / "judge", seconds=300)
+        wait_until_fresh(cluster.api, node.space.network, node.name, cluster.folder / "judge", seconds=300)
         for node in cluster.nodes
     )
 

@@ -6,6 +6,7 @@ from functools import partial
 from tests.cluster.cluster import Cluster
 from tests.cluster.judge import TOOL, Rules, differences, rules, saved, wait_until_fresh
 from tests.cluster.load import under_load
+from tests.cluster.manifests import as_list, service
 from tests.cluster.plan import Claim, Group
 from tests.cluster.waiting import demand, eventually
 
@@ -65,10 +66,8 @@ def ensure(cluster: Cluster) -> None:
 
 def there(cluster: Cluster) -> str:
     """kube-proxy → kpx."""
-    nodes = cluster.nodes
-    objects = cluster.api.objects()
-    for node in nodes:  # pods have just come: kube-proxy is still writing
-        wait_until_fresh(objects, node.space.network, node.name, cluster.folder / "judge", layout="classic")
+    for node in cluster.nodes:  # pods have just come: kube-proxy is still writing
+        wait_until_fresh(cluster.api, node.space.network, node.name, cluster.folder / "judge", layout="classic")
     before = kernels(cluster)
     with under_load(cluster) as load:
         to_kpx(cluster)
@@ -88,6 +87,7 @@ def back(cluster: Cluster) -> str:
         for node in cluster.nodes:
             cluster.kubectl("label", "node", node.name, "kpx-")
             eventually(f"kube-proxy is ready on {node.name}", partial(is_on, cluster, "kube-proxy", node.name))
+        _see_kube_proxy_at_work(cluster)
         load.some_more()
     after = kernels(cluster)
     told = [line for key in before for line in differences(after[key], before[key])]
@@ -95,14 +95,21 @@ def back(cluster: Cluster) -> str:
     return f"{load.told()}; nat and filter afterwards as before"
 
 
+def _see_kube_proxy_at_work(cluster: Cluster) -> None:
+    """It calls itself ready before its first sync: let a Service come and go again."""
+    for act in (("apply", "-f", "-"), ("delete", "-f", "-")):
+        cluster.kubectl(*act, stdin=as_list([service("passing")]))
+        for node in cluster.nodes:
+            wait_until_fresh(cluster.api, node.space.network, node.name, cluster.folder / "judge", layout="classic")
+
+
 def again(cluster: Cluster) -> str:
     """kube-proxy → kpx once more, for what follows."""
     with under_load(cluster) as load:
         to_kpx(cluster)
         load.some_more()
-    objects = cluster.api.objects()
     count = sum(
-        wait_until_fresh(objects, node.space.network, node.name, cluster.folder / "judge") for node in cluster.nodes
+        wait_until_fresh(cluster.api, node.space.network, node.name, cluster.folder / "judge") for node in cluster.nodes
     )
     return f"{load.told()}; {count} rules of both nodes as a fresh render makes them"
 
