@@ -16,10 +16,11 @@ from tests.cluster import beside, churn, life, migration, tools, ways_in
 from tests.cluster.binaries import Binaries, MissingError, find
 from tests.cluster.cluster import HIDDEN, Cluster, Wanted
 from tests.cluster.plan import Group, run, select
-from tests.cluster.table import MARKS, Line, markdown
+from tests.cluster.table import MARKS, Line, into, markdown
 from tests.lab import LabError
 
 BUILD = Path("build")
+README = Path(__file__).with_name("README.md")
 
 
 @click.command()
@@ -41,9 +42,17 @@ BUILD = Path("build")
     show_default=True,
     help="Where the table and logs go.",
 )
+@click.option("--readme", is_flag=True, help="Put the table into tests/cluster/README.md, too.")
 @click.option("--check", is_flag=True, help="Only look whether all programs are there.")
 def main(
-    folder: Path | None, image: Path, only: tuple[str, ...], services: int, changes: int, output: Path, check: bool
+    folder: Path | None,
+    image: Path,
+    only: tuple[str, ...],
+    services: int,
+    changes: int,
+    output: Path,
+    readme: bool,
+    check: bool,
 ) -> None:
     """Start a cluster, look at everything, end it.
 
@@ -68,8 +77,11 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted; everything has ended and is removed")
     finally:
+        table = markdown(lines, facts(wanted.binaries))
         output.mkdir(parents=True, exist_ok=True)
-        (output / "table.md").write_text(markdown(lines, facts(wanted.binaries)))
+        (output / "table.md").write_text(table)
+        if readme:
+            README.write_text(into(README.read_text(), table))
     console.print(f"{sum(line.fine for line in lines)} of {len(lines)} as they should be; {output / 'table.md'}")
     whole = len(lines) == sum(len(group.claims) for group in groups)
     sys.exit(0 if whole and all(line.fine for line in lines) else 1)

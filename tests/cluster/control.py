@@ -10,7 +10,8 @@ from tests.cluster.client import Api
 from tests.cluster.layout import API_ADDRESS_AS_SERVICE, API_PORT, CONTROL, SERVICE_CIDRS
 from tests.cluster.pki import ISSUER, Pki
 from tests.cluster.space import Process, Space
-from tests.cluster.waiting import NotSeenError, eventually
+from tests.cluster.waiting import eventually
+from tests.lab import LabError
 
 _ETCD = "http://127.0.0.1:2379"
 _AUDIT = {
@@ -77,7 +78,7 @@ class Control:
 
     def _is_ready(self) -> bool:
         if not self.api_server.running:
-            raise NotSeenError(f"kube-apiserver ended: {self.api_server.last_words()}")
+            raise LabError(f"kube-apiserver ended: {self.api_server.last_words()}")
         return self.api.text("GET", "/readyz") == "ok"
 
     def _ask_etcd(self, what: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What was looked at and what was seen: one line for each claim."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,14 @@ def markdown(lines: Iterable[Line], facts: Mapping[str, str]) -> str:
             parts.append(f"\n### {group}\n\n| what | seen | | seconds |\n| --- | --- | --- | --- |\n")
         parts.append(f"| {_cell(line.claim)} | {_cell(line.seen)} | {MARKS[line.fine]} | {line.seconds:.0f} |\n")
     return "".join(parts)
+
+
+def into(page: str, table: str) -> str:
+    """A page with this table in place of the one that it has between its marks."""
+    made, count = re.subn(r"(?<=<!-- seen -->\n).*?(?=<!-- end -->)", lambda _: table, page, flags=re.DOTALL)
+    if not count:
+        raise ValueError("the page has no marks `<!-- seen -->` and `<!-- end -->`")
+    return made
 
 
 def _cell(text: str) -> str:

@@ -24,7 +24,7 @@ from tests.cluster.judge import differences, rules
 from tests.cluster.pki import Pki
 from tests.cluster.plan import Claim, Group, run, select
 from tests.cluster.pod import PORT
-from tests.cluster.table import Line, markdown
+from tests.cluster.table import Line, into, markdown
 from tests.cluster.town import Town
 from tests.cluster.waiting import NotSeenError, demand, eventually
 
@@ -137,6 +137,15 @@ def test_the_table_has_a_line_for_each_claim_and_no_cell_is_broken() -> None:
     assert "| a | x \\| y z | ✓ | 1 |\n" in text
     assert "### H\n" in text
     assert "| b | bad | ✗ failed | 2 |\n" in text
+
+
+def test_the_table_goes_between_the_marks_of_a_page_and_comes_anew_each_time() -> None:
+    page = "# P\n<!-- seen -->\nold\n<!-- end -->\nrest\n"
+    once = into(page, "| a |\n")
+    assert once == "# P\n<!-- seen -->\n| a |\n<!-- end -->\nrest\n"
+    assert into(once, "| b |\n") == once.replace("| a |", "| b |")
+    with pytest.raises(ValueError, match="no marks"):
+        into("# P\n", "")
 
 
 def test_waiting_tells_the_last_answer() -> None:
