@@ -17,6 +17,7 @@ from tests.cluster.wire import bytes_of
 
 NODE = NODES[0].name
 HEALTH, METRICS = 10256, 10249
+_LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 _LOCK = "mount -t tmpfs tmpfs /run"
 _TICKS = os.sysconf("SC_CLK_TCK")
 RBAC = "rbac.authorization.k8s.io"
@@ -50,6 +51,12 @@ class Twin:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         (peak,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
         return Usage(ticks / _TICKS, int(peak) // 1024, *bytes_of(self.space.network))
+
+    def last_sync(self) -> float:
+        """When it last wrote to its kernel, as it says itself, in either family; seconds since the epoch."""
+        words = ["curl", "-s", "-m", "30", f"http://127.0.0.1:{METRICS}/metrics"]
+        lines = self.space.network.run(words).stdout.splitlines()
+        return max(float(line.rpartition(" ")[2]) for line in lines if line.startswith(_LAST_SYNC))
 
     def is_healthy(self) -> bool:
         """Whether its /healthz says 200."""
