@@ -68,7 +68,7 @@ def equal_without_counting(cluster: Cluster) -> str:
     file = cluster.folder / "beside.json"
     with side_by_side(cluster, "tree") as twins:
         file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": cluster.api.objects()}))
-        config = cluster.folder / "twins-tree/kpx.json"
+        config = twins.folder / "kpx.json"
         with Namespace() as empty:
             empty.ip("link set lo up")
             words = [sys.executable, "-m", "kpx", "apply", "-f", str(file), "--config", str(config), "--node", NODE]

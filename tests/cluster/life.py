@@ -158,7 +158,7 @@ def rotate(cluster: Cluster) -> str:
 def throttle(cluster: Cluster) -> str:
     """429 for everything that kpx asks, also right after a start."""
     group = "flowcontrol.apiserver.k8s.io"
-    limited = {"nominalConcurrencyShares": 0, "lendablePercent": 0, "limitResponse": {"type": "Reject"}}
+    limited = {"nominalConcurrencyShares": 0, "borrowingLimitPercent": 0, "limitResponse": {"type": "Reject"}}
     level = named(
         "PriorityLevelConfiguration", "none", version=f"{group}/v1", spec={"type": "Limited", "limited": limited}
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,7 @@ class Twins:
         self.cluster, self.layout = cluster, layout
         _ensure_node(cluster)
         _ensure_rights(cluster)
-        folder = cluster.folder / f"twins-{layout}"
-        folder.mkdir()
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="twins-", dir=cluster.folder))
         proxy_config = _configure(cluster, folder, "kube-proxy", "system:kube-proxy")
         kpx_config = _configure(cluster, folder, "kpx", "kpx")
         kube_proxy = [cluster.wanted.binaries["kube-proxy"], f"--config={proxy_config}", "--v=2"]
