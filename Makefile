@@ -10,7 +10,7 @@ TEST_PACKAGES := ipset conntrack nftables curl openssl procps graphviz
 MORE_PACKAGES := chromium chromium-driver fonts-dejavu-core
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test check lint golden bench bench-plots image docs setup clean
+.PHONY: demo test check cluster-test lint golden bench bench-plots image docs setup clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m tests.demo
@@ -21,6 +21,12 @@ test: lint
 # The inner loop: linters, what is pure, and packets on each backend.
 check: lint
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not kernel or smoke" $(CHECKED)
+
+# A real Kubernetes whose programs are in KUBE_BIN; CLUSTER has further options. See tests/cluster/README.md.
+cluster-test: setup
+	@$(BIN)/python -m tests.cluster --bin "$(KUBE_BIN)" --check
+	@[ -n "$(IMAGE)" ] || $(MAKE) --no-print-directory image
+	@$(BIN)/python -m tests.cluster --bin "$(KUBE_BIN)" --image "$(or $(IMAGE),build/kpx-image.tar)" $(CLUSTER)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ PAGES = (
     "kpx/cli/README.md",
     "kpx/compiler/README.md",
     "tests/bench/README.md",
+    "tests/cluster/README.md",
     "charts/kpx/README.md",
 )
 SECONDS = re.compile(r"\d+\.\d\d s")

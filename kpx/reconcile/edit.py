@@ -100,7 +100,18 @@ def change_ordered(table: TableName, chain: str, live: Rules, desired: Rules, fa
         if tag != "equal":
             removed += live[i1:i2]
             added += (Placed(desired[j], j + 1) for j in range(j1, j2))
+    if any(_may_be_another(rule, family) for rule in removed):
+        return replace(create(table, chain, desired), removed=live)
     return Edit(table, chain, Step.CHANGE, tuple(removed), tuple(added))
+
+
+def _may_be_another(rule: str, family: Family) -> bool:
+    """Whether `-D` with this text may not find the rule that the kernel prints so.
+
+    A mask of `-m recent` has 16 bytes. Where none is given, as kube-proxy does it, all of them are set; the mask that
+    IPv4's iptables-save prints sets four, and `-D` compares all.
+    """
+    return family is Family.IPV4 and "-m recent " in rule
 
 
 def change_unordered(table: TableName, chain: str, live: Rules, desired: Rules, free: int, family: Family) -> Edit:

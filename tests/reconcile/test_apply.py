@@ -104,6 +104,24 @@ def test_an_update_changes_only_what_it_must(backend: Backend, namespace: Namesp
     assert not any("10.244.1.10" in rule for chain in after["nat"].chains.values() for rule in chain.rules)
 
 
+def test_rules_of_clients_that_kube_proxy_wrote_can_be_changed(
+    backend: Backend, namespace: Namespace, tmp_path: Path
+) -> None:
+    """It gives `-m recent` no mask, and the kernel then holds another rule than with the mask that is printed."""
+    apply(namespace, backend, tmp_path, shop())
+    as_written = namespace.save(backend, IPV4).replace(" --mask 255.255.255.255", "")
+    namespace.run([f"iptables-{backend}-restore"], as_written)
+    fewer = shop()
+    fewer[4] = endpoint_slice("cart", ["10.244.0.11", "10.244.3.11"])
+    assert apply(namespace, backend, tmp_path, fewer)["status"] == 0
+    saved = namespace.save(backend, IPV4)
+    assert "10.244.3.11" in saved
+    assert "10.244.1.11" not in saved
+    with Namespace() as fresh:
+        apply(fresh, backend, tmp_path, fewer)
+        assert sorted(rules_only(saved)) == sorted(rules_only(fresh.save(backend, IPV4)))
+
+
 def count(namespace: Namespace, backend: Backend, packets: int) -> None:
     """Give every rule the same counter."""
     lines = namespace.save(backend, IPV4).splitlines()
