@@ -9,7 +9,7 @@ PACKAGES := iptables ipset conntrack iproute2 nftables curl openssl procps graph
 TEST_PACKAGES := chromium chromium-driver fonts-dejavu-core
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test lint golden bench bench-plots image docs setup clean
+.PHONY: demo test lint golden bench bench-plots protobuf image docs setup clean
 
 demo: setup
 	@$(BIN)/python -m tests.demo
@@ -34,6 +34,10 @@ image:
 docs: setup
 	@$(BIN)/python -m tests.docs build/docs
 	@echo "build/docs/index.html"
+
+protobuf: setup
+	$(BIN)/pip install -q grpcio-tools
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. kpx/sources/kube.proto
 
 bench: setup
 	$(BIN)/python -m tests.bench

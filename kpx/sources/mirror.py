@@ -121,7 +121,7 @@ class Mirror:
 
     def _judge(self, entry: Entry) -> Event:
         try:
-            return Put(parse_object(self._kind, entry.raw))
+            return Put(parse_object(self._kind, entry.content()))
         except InputError as error:
             told = error.problems[:_MOST_PROBLEMS]
             if rest := len(error.problems) - len(told):

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import aiohttp
 import structlog
 
-from kpx.sources.body import LONGEST, Splitter, check_content_type, chunks, read_at_most
+from kpx.sources.answer import Answer
 from kpx.sources.connection import Connection
 from kpx.sources.mirror import Mirror
 from kpx.sources.resource import Pace, Resource
@@ -29,7 +28,7 @@ from kpx.sources.trouble import (
     Trouble,
     diagnose,
 )
-from kpx.sources.wire import Bookmark, Changed, Deleted, Page, decode_line, refusal
+from kpx.sources.wire import JSON, PROTOBUF, Bookmark, Changed, Deleted, Entry, Item, Page, Said, encoding_of, refusal
 
 _SLICE_SECONDS = 0.005
 _GRACE_SECONDS = 1.0
@@ -101,7 +100,9 @@ class Reflector:
         self._backoff = Backoff(*pace.backoff)
         self._watch_list = True
         self._selector = {**resource.selector, **resource.wish}
+        self._encoding = PROTOBUF
         self._limit = resource.page
+        self._nameless = 0
         self._garbled_at: int | None = None
         self._rested = 0.0
         self._stream: _Stream | None = None
@@ -129,12 +130,19 @@ class Reflector:
                 return None
             return await self._watch()
         except RefusedError as error:
-            if error.status not in (400, 422) or not self._ask_less(str(error)):
+            if not self._ask_less(error):
                 raise
             return None
 
-    def _ask_less(self, why: str) -> bool:
+    def _ask_less(self, refused: RefusedError) -> bool:
         """Do without what a server may not know, as it has called a request a bad one; whether there was such."""
+        why = str(refused)
+        if refused.status in (406, 415) and self._encoding is PROTOBUF:
+            self._encoding = JSON
+            log.info("no protobuf here, asking for JSON", kind=self._resource.kind, why=why)
+            return True
+        if refused.status not in (400, 422):
+            return False
         if self._selector != self._resource.selector and ("field" in why or not self._watch_list):
             self._selector = dict(self._resource.selector)
             log.info("no such field selector here, doing without", kind=self._resource.kind, why=why)
@@ -149,17 +157,10 @@ class Reflector:
     async def _list(self) -> None:
         began = time.monotonic()
         self._mirror.begin()
-        token, nameless = "", 0
+        token, self._nameless = "", 0
         while True:
             before = self._mirror.met
             page = await self._whole_page(token, began)
-            for entry in page.entries():
-                if isinstance(entry, BrokenAnswerError):
-                    nameless += 1
-                    self._skip(entry, nameless)
-                else:
-                    self._mirror.put(entry)
-                await self._breathe()
             token = page.token
             if not token:
                 break
@@ -168,12 +169,17 @@ class Reflector:
         self._finish(page.version, began)
         self._limit = min(self._limit * _SMALLER, self._resource.page)
 
-    def _skip(self, error: BrokenAnswerError, nameless: int) -> None:
-        """Leave out an object that can't be told from others: these are not to suffer from it."""
+    async def _put(self, item: Item) -> None:
+        """An object of a list. One that can't be told from others is left out: these are not to suffer from it."""
+        await self._breathe()
+        if isinstance(item, Entry):
+            self._mirror.put(item)
+            return
         self._mirror.doubt()
         self._on_trouble(self._resource.kind, "garbage")
-        if nameless <= _MOST_NAMELESS:
-            log.error("object skipped", kind=self._resource.kind, problem=str(error))
+        self._nameless += 1
+        if self._nameless <= _MOST_NAMELESS:
+            log.error("object skipped", kind=self._resource.kind, problem=str(item))
 
     async def _whole_page(self, token: str, began: float) -> Page:
         """A page; of fewer objects if as many are too large to take."""
@@ -205,11 +211,14 @@ class Reflector:
 
     async def _page(self, token: str, limit: int) -> Page:
         query = {"limit": str(limit)} | ({"continue": token} if token else {})
-        async with asyncio.timeout(self._pace.patience), self._get(query) as response:
-            body, whole = await read_at_most(response, LONGEST)
-        if not whole:
-            raise TooLargeError(f"a page of over {LONGEST} bytes, of at most {limit} objects")
-        return Page.of(self._resource.kind, body)
+        async with asyncio.timeout(self._pace.patience), self._get(query, self._encoding.wish) as answer:
+            reader = encoding_of(answer).reader(self._resource.kind)
+            async for chunk in answer.body:
+                for item in reader.feed(chunk):
+                    await self._put(item)
+        for item in reader.rest():
+            await self._put(item)
+        return reader.page()
 
     # Watches.
 
@@ -220,11 +229,11 @@ class Reflector:
         try:
             async with (
                 asyncio.timeout(self._pace.patience) as limit,
-                self._get(self._watch_query(lifetime)) as response,
+                self._get(self._watch_query(lifetime), self._encoding.stream) as answer,
             ):
                 begun = True
                 limit.reschedule(asyncio.get_running_loop().time() + lifetime + self._pace.patience)
-                trouble = await self._follow(response, limit)
+                trouble = await self._follow(answer, limit)
         except TimeoutError:
             if not begun:
                 raise
@@ -244,26 +253,26 @@ class Reflector:
         # No resourceVersion: the newest there is, as in a list without.
         return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
 
-    async def _follow(self, response: aiohttp.ClientResponse, limit: asyncio.Timeout) -> Trouble:
+    async def _follow(self, answer: Answer, limit: asyncio.Timeout) -> Trouble:
         """Read a watch until it ends or makes no sense."""
         now = time.monotonic()
         complete = None if self._mirror.version is None else now
         stream = self._stream = _Stream(limit, now, complete, now, now, self._mirror.version or 0)
         if self._mirror.version is None:
             self._mirror.begin()
-        splitter = Splitter()
+        encoding = encoding_of(answer)
+        splitter = encoding.splitter()
         try:
-            async for chunk in chunks(response):
+            async for chunk in answer.body:
                 stream.heard = time.monotonic()
-                for line in splitter.feed(chunk):
-                    self._take(line, stream)
+                for part in splitter.feed(chunk):
+                    self._take(encoding.event(self._resource.kind, part), stream)
                     await self._breathe()
         except BrokenAnswerError as error:
             return self._trouble(error)
         return Trouble("ended")
 
-    def _take(self, line: bytes, stream: _Stream) -> None:
-        said = decode_line(self._resource.kind, line)
+    def _take(self, said: Said, stream: _Stream) -> None:
         stream.taken = time.monotonic()
         before = self._mirror.version
         if before is not None:
@@ -327,8 +336,8 @@ class Reflector:
             return True
         query = {"watch": "1", "timeoutSeconds": "1", "resourceVersion": str(self._mirror.version)}
         try:
-            async with asyncio.timeout(self._pace.silence), self._get(query) as response:
-                async for _ in chunks(response):
+            async with asyncio.timeout(self._pace.silence), self._get(query, self._encoding.stream) as answer:
+                async for _ in answer.body:
                     return True
         except RefusedError as refused:
             return refused.status == 410
@@ -347,13 +356,12 @@ class Reflector:
     # Both.
 
     @asynccontextmanager
-    async def _get(self, query: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer that isn't a refusal, and is said to be JSON."""
-        async with self._connection.get(self._resource.path, {**self._selector, **query}) as response:
-            if response.status != 200:
-                raise await refusal(response)
-            check_content_type(response)
-            yield response
+    async def _get(self, query: Mapping[str, str], accept: str) -> AsyncIterator[Answer]:
+        """An answer that isn't a refusal."""
+        async with self._connection.get(self._resource.path, {**self._selector, **query}, accept) as answer:
+            if answer.status != 200:
+                raise await refusal(answer)
+            yield answer
 
     def _finish(self, version: int, began: float) -> None:
         """End a census. From here on a watch has to prove itself by what it brings, or by lasting."""

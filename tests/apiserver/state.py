@@ -33,6 +33,10 @@ class Promises:
     """How long a read waits for a resourceVersion that is still to come before it is refused with 504."""
     watch_timeout: tuple[float, float] = (1800.0, 3600.0)
     rules: tuple[Rule, ...] = NODE_PROXIER
+    protobuf: bool = True
+    """Whether it answers in protobuf where that is asked for."""
+    prefers_json: bool = False
+    """Whether it answers in JSON whatever is asked for, as behind a proxy that strips the header."""
 
 
 @dataclass(frozen=True, slots=True)
