@@ -1,6 +1,7 @@
 """The connection to the API server: requests that answer in raw bytes, under credentials that stay fresh."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -70,7 +71,7 @@ class Connection:
                 if answer.status == 401:
                     self._distrust(transport)
                 yield answer
-        except aiohttp.ClientSSLError:
+        except (aiohttp.ClientSSLError, ssl.SSLError):
             self._distrust(transport)
             raise
         finally:

@@ -35,6 +35,11 @@ class Mirror:
         return len(self._known)
 
     @property
+    def newest(self) -> int:
+        """The newest resourceVersion that a server has told; 0 if none of them counts."""
+        return self._newest
+
+    @property
     def met(self) -> int:
         """How many objects this census has come across."""
         return len(self._seen)

@@ -13,7 +13,7 @@ from .sabotage import compact, forever
 from .speech import JSON, negotiate
 from .state import OpenWatch, State
 from .watching import Watch, error_line
-from .wire import Connection, Request, gzipped, head
+from .wire import Channel, Request, gzipped
 
 _GZIP_FROM = 128 * 1024
 _CHUNKED_FROM = 2048
@@ -31,7 +31,7 @@ _PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
 class Exchange:
     """Answers one request on a connection. Ends by ConnectionAbortedError where a fault ends the connection."""
 
-    def __init__(self, state: State, connection: Connection, request: Request) -> None:
+    def __init__(self, state: State, connection: Channel, request: Request) -> None:
         self._state = state
         self._connection = connection
         self._request = request
@@ -145,7 +145,7 @@ class Exchange:
         await self._hold("watch", resource)
         await self._begin_chunked(200, {"Content-Type": self._speech.stream_type})
         await watch.run()
-        await self._connection.end_chunks()
+        await self._connection.end()
 
     async def _refuse_watch(self, resource: Resource, refusal: RefusalError, timeout: int | None) -> None:
         """The watch cache says no inside of a 200 answer, which ends when its time is over; others do so at once."""
@@ -155,7 +155,7 @@ class Exchange:
         await self._connection.chunk(error_line(self._speech, resource, refusal))
         if timeout:
             await asyncio.sleep(timeout)
-        await self._connection.end_chunks()
+        await self._connection.end()
 
     async def _send_objects(self, verb: str, resource: Resource, content: Page | bytes) -> None:
         """Send a list or an object; or what a fault makes of that."""
@@ -197,19 +197,19 @@ class Exchange:
         else:
             await self._begin_chunked(code, headers)
             await self._connection.chunk(body)
-            await self._connection.end_chunks()
+            await self._connection.end()
 
     async def _send_whole(self, code: int, body: bytes, headers: dict[str, str]) -> None:
         self._state.answer_counts[code] += 1
-        await self._connection.send(head(code, {**headers, "Content-Length": str(len(body))}) + body)
+        await self._connection.whole(code, headers, body)
 
     async def _begin_chunked(self, code: int, headers: dict[str, str]) -> None:
         self._state.answer_counts[code] += 1
-        await self._connection.send(head(code, {**headers, "Transfer-Encoding": "chunked"}))
+        await self._connection.begin(code, headers)
 
     async def _send_half(self, code: int, body: bytes, headers: dict[str, str]) -> None:
         await self._begin_chunked(code, headers)
-        await self._connection.send(b"%x\r\n%b" % (len(body), body[: len(body) // 2]))
+        await self._connection.half(body)
         await asyncio.sleep(0.02)  # so that the client has read what came before
         self._connection.abort(reset=False)
         raise ConnectionAbortedError

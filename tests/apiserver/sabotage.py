@@ -7,7 +7,7 @@ from . import refusals
 from .faults import DELIVERY, Dice
 from .speech import PADDING, Event, Speech, compact, pad
 from .state import OpenWatch
-from .wire import Connection
+from .wire import Channel
 
 __all__ = ["PADDING", "Sabotage", "StreamEndError", "compact", "forever", "pad"]
 
@@ -28,7 +28,7 @@ class Sabotage:
         self._send = send
 
     @property
-    def _connection(self) -> Connection:
+    def _connection(self) -> Channel:
         return self._watch.connection
 
     async def strike(self, fault: str, event: Event) -> None:
@@ -45,7 +45,7 @@ class Sabotage:
         await self._send(line)
 
     async def drop_mid_line(self, line: bytes) -> None:
-        await self._connection.send(b"%x\r\n%b" % (len(line), line[: len(line) // 2]))
+        await self._connection.half(line)
         await self._hang_up()
 
     async def drop(self, line: bytes) -> None:

@@ -43,7 +43,7 @@ from .told import connected, running, until
 
 PACKED = "application/vnd.kubernetes.protobuf;stream=watch"
 RECORDINGS = Path(__file__).parent / "recordings"
-QUICK = Pace(lifetime=(1, 2), patience=0.5, silence=0.1, proof=0.2, backoff=(0.001, 0.01))
+QUICK = Pace(lifetime=(1, 2), patience=0.5, silence=(0.1, 0.2), calm=(0.1, 0.2), backoff=(0.001, 0.01))
 NODE = "sample-node"
 LATER = 10**9
 """The resourceVersion of the sane server: later than any of the recordings."""
