@@ -8,83 +8,124 @@ Framing, as kube-apiserver sends it: an object is `k8s` and a zero byte, then an
 message; a watch is a sequence of lengths, big-endian numbers of four bytes, each followed by a `WatchEvent`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
+from pydantic import TypeAdapter, ValidationError
 
+from kpx.api.endpointslice import Conditions, EndpointPort, Hints
 from kpx.api.grammar import NOT_TOO_MANY
+from kpx.api.service import ServicePort
 from kpx.sources import kube_pb2 as kube
 
 MAGIC = b"k8s\0"
 
 _Fields = dict[str, Any]
-_M = TypeVar("_M", bound=Message)
+_Given = ParamSpec("_Given")
+_Read = TypeVar("_Read")
+_Model = TypeVar("_Model", Conditions, Hints, EndpointPort, ServicePort)
+_VALIDATORS: Mapping[Any, TypeAdapter[Any]] = {
+    model: TypeAdapter(model) for model in (Conditions, Hints, EndpointPort, ServicePort)
+}
 _CACHED = 256
 """How many different ones are remembered of small messages that thousands of endpoints have in common."""
+_MANY = 1024
+_SHORT = 128
+"""Bytes of a label or an annotation that is remembered."""
+_LARGE = 16 << 10
+"""Bytes of an object after which nothing of what came before is remembered: it might be parts as large as that."""
 _MOST = NOT_TOO_MANY.items
+_TYPE = re.compile(r"kpx\.sources\.(\w+)")
 
 
 class PackingError(ValueError):
     """Bytes that aren't the message that they should be."""
 
 
+def _decoding(read: Callable[_Given, _Read]) -> Callable[_Given, _Read]:
+    """Say what something was no message of."""
+
+    @wraps(read)
+    def reading(*arguments: _Given.args, **named: _Given.kwargs) -> _Read:
+        try:
+            return read(*arguments, **named)
+        except DecodeError as error:
+            found = _TYPE.search(str(error))
+            raise PackingError(f"is no {found[1] if found else 'message'} in protobuf") from None
+
+    return reading
+
+
+@_decoding
 def unwrap(data: bytes) -> tuple[str, bytes]:
     """The kind that an envelope names, and what is in it. Raises `PackingError`."""
     if not data.startswith(MAGIC):
         raise PackingError("has no envelope")
-    envelope = _decoded(kube.Envelope, data[len(MAGIC) :])
+    envelope = kube.Envelope.FromString(data[len(MAGIC) :])
     if envelope.content_encoding:
         raise PackingError("has an encoding of its own")
     return envelope.type_meta.kind, envelope.raw
 
 
+@_decoding
 def a_type(data: bytes) -> str:
     """The kind that a `TypeMeta` names. Raises `PackingError`."""
-    return _decoded(kube.TypeMeta, data).kind
+    return kube.TypeMeta.FromString(data).kind
 
 
+@_decoding
 def a_list_meta(data: bytes) -> _Fields:
     """The metadata of a list. Raises `PackingError`."""
-    found = _decoded(kube.ListMeta, data)
+    found = kube.ListMeta.FromString(data)
     return _filled({"resourceVersion": found.resource_version, "continue": found.token})
 
 
+@_decoding
 def an_event(data: bytes) -> tuple[str, bytes]:
     """The type of a watch event and its object, in its envelope. Raises `PackingError`."""
-    event = _decoded(kube.WatchEvent, data)
+    event = kube.WatchEvent.FromString(data)
     return event.type, event.object.raw
 
 
+@_decoding
 def a_status(data: bytes) -> _Fields:
     """A Status, as far as it counts. Raises `PackingError`."""
-    status = _decoded(kube.Status, data)
+    status = kube.Status.FromString(data)
     return _filled({"message": status.message, "code": status.code})
 
 
+@_decoding
 def an_identity(data: bytes) -> _Fields:
     """The metadata of an object of any kind, as far as it tells it from others. Raises `PackingError`."""
-    found = _decoded(kube.Object, data).metadata
+    found = kube.Object.FromString(data).metadata
     return _filled({"name": found.name, "namespace": found.namespace, "resourceVersion": found.resource_version})
 
 
+@_decoding
 def a_progress(data: bytes) -> _Fields:
     """The metadata of a bookmark's object. Raises `PackingError`."""
-    return _meta(_decoded(kube.Marked, data).metadata)
+    return _meta(kube.Marked.FromString(data).metadata)
 
 
+@_decoding
 def an_object(kind: str, data: bytes) -> Mapping[str, Any]:
     """An object of a kind that kpx reads. Raises `PackingError`."""
-    return _KINDS[kind](data)
-
-
-def _decoded(message: type[_M], data: bytes) -> _M:
     try:
-        return message.FromString(data)
-    except DecodeError:
-        raise PackingError(f"is no {message.DESCRIPTOR.name} in protobuf") from None
+        return _KINDS[kind](data)
+    finally:
+        if len(data) > _LARGE:
+            for cache in _CACHES:
+                cache.cache_clear()
+
+
+@lru_cache(_MANY)
+def _shared(text: str) -> str:
+    """The same text as one object: zones, nodes and labels are in thousands of objects, and each takes memory."""
+    return text
 
 
 def _filled(fields: _Fields) -> _Fields:
@@ -92,7 +133,7 @@ def _filled(fields: _Fields) -> _Fields:
     return {name: value for name, value in fields.items() if value}
 
 
-def _several(items: Sequence[bytes], read: Callable[[bytes], _Fields]) -> list[Any]:
+def _several(items: Sequence[bytes], read: Callable[[bytes], object]) -> list[Any]:
     """What is read of each; of more than a rule takes, only that it is more."""
     return [read(item) for item in items] if len(items) <= _MOST else [None] * (_MOST + 1)
 
@@ -100,13 +141,33 @@ def _several(items: Sequence[bytes], read: Callable[[bytes], _Fields]) -> list[A
 def _mapping(pairs: Sequence[bytes]) -> dict[Any, Any]:
     if len(pairs) > _MOST:
         return dict.fromkeys(range(_MOST + 1))
-    read = [_decoded(kube.Pair, pair) for pair in pairs]
-    return {pair.key: pair.value for pair in read}
+    return dict([_pair(pair) if len(pair) <= _SHORT else _new_pair(pair) for pair in pairs])
 
 
-def _time(time: kube.Time) -> str | int | None:
+def _new_pair(data: bytes) -> tuple[str, str]:
+    pair = kube.Pair.FromString(data)
+    return pair.key, pair.value
+
+
+_pair = lru_cache(_MANY)(_new_pair)
+
+
+def _known(model: type[_Model], fields: _Fields) -> _Model | _Fields:
+    """A part that is valid by itself, made once for all objects that have it; else what it is made of, which is told.
+
+    pydantic takes parts that it has made before as they are.
+    """
+    try:
+        made: _Model = _VALIDATORS[model].validate_python(fields, by_alias=True, by_name=False)
+    except ValidationError:
+        return fields
+    return made
+
+
+@lru_cache(_CACHED)
+def _time(data: bytes) -> str | int | None:
     """RFC 3339 text, as JSON has it; a number where there is no such year."""
-    seconds = time.seconds
+    seconds = kube.Time.FromString(data).seconds
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat()[:19] + "Z" if seconds else None
     except (ValueError, OverflowError, OSError):
@@ -114,25 +175,25 @@ def _time(time: kube.Time) -> str | int | None:
 
 
 def _meta(meta: kube.ObjectMeta) -> _Fields:
-    made: _Fields = {
-        "name": meta.name,
-        "namespace": meta.namespace,
-        "uid": meta.uid,
-        "resourceVersion": meta.resource_version,
-        "labels": _mapping(meta.labels),
-        "annotations": _mapping(meta.annotations),
-        "creationTimestamp": _time(meta.creation_timestamp),
-    }
-    if meta.HasField("deletion_timestamp"):
-        made["deletionTimestamp"] = _time(meta.deletion_timestamp)
-    return _filled(made)
+    made: _Fields = {"name": meta.name, "uid": meta.uid, "resourceVersion": meta.resource_version}
+    if namespace := meta.namespace:
+        made["namespace"] = _shared(namespace)
+    if labels := meta.labels:
+        made["labels"] = _mapping(labels)
+    if annotations := meta.annotations:
+        made["annotations"] = _mapping(annotations)
+    if created := meta.creation_timestamp:
+        made["creationTimestamp"] = _time(created)
+    if deleted := meta.deletion_timestamp:
+        made["deletionTimestamp"] = _time(deleted)
+    return made
 
 
 # Service.
 
 
 def _service(data: bytes) -> _Fields:
-    service = _decoded(kube.Service, data)
+    service = kube.Service.FromString(data)
     ingress = _several(service.status.load_balancer.ingress, _ingress)
     balancer = {"ingress": ingress} if ingress else {}
     return {
@@ -144,18 +205,18 @@ def _service(data: bytes) -> _Fields:
 
 def _service_spec(spec: kube.ServiceSpec) -> _Fields:
     made: _Fields = {
-        "type": spec.type,
+        "type": _shared(spec.type),
         "clusterIP": spec.cluster_ip,
         "clusterIPs": list(spec.cluster_ips),
         "ports": _several(spec.ports, _service_port),
         "externalIPs": list(spec.external_ips),
         "selector": _mapping(spec.selector),
-        "sessionAffinity": spec.session_affinity,
+        "sessionAffinity": _shared(spec.session_affinity),
         "loadBalancerSourceRanges": list(spec.load_balancer_source_ranges),
-        "externalTrafficPolicy": spec.external_traffic_policy,
-        "internalTrafficPolicy": spec.internal_traffic_policy,
+        "externalTrafficPolicy": _shared(spec.external_traffic_policy),
+        "internalTrafficPolicy": _shared(spec.internal_traffic_policy),
         "healthCheckNodePort": spec.health_check_node_port,
-        "ipFamilies": list(spec.ip_families),
+        "ipFamilies": [_shared(family) for family in spec.ip_families],
         "trafficDistribution": spec.traffic_distribution,
     }
     if spec.HasField("session_affinity_config"):
@@ -166,13 +227,14 @@ def _service_spec(spec: kube.ServiceSpec) -> _Fields:
     return made
 
 
-def _service_port(data: bytes) -> _Fields:
-    port = _decoded(kube.ServicePort, data)
+@lru_cache(_CACHED)
+def _service_port(data: bytes) -> ServicePort | _Fields:
+    port = kube.ServicePort.FromString(data)
     target = port.target_port
-    made = _filled({"name": port.name, "protocol": port.protocol, "nodePort": port.node_port})
+    made = _filled({"name": _shared(port.name), "protocol": _shared(port.protocol), "nodePort": port.node_port})
     made["port"] = port.port
     made["targetPort"] = target.str_val if target.type == 1 else target.int_val
-    return made
+    return _known(ServicePort, made)
 
 
 def _affinity(config: kube.SessionAffinityConfig) -> _Fields:
@@ -183,7 +245,7 @@ def _affinity(config: kube.SessionAffinityConfig) -> _Fields:
 
 
 def _ingress(data: bytes) -> _Fields:
-    ingress = _decoded(kube.LoadBalancerIngress, data)
+    ingress = kube.LoadBalancerIngress.FromString(data)
     return _filled({"ip": ingress.ip, "hostname": ingress.hostname, "ipMode": ingress.ip_mode})
 
 
@@ -191,60 +253,62 @@ def _ingress(data: bytes) -> _Fields:
 
 
 def _slice(data: bytes) -> _Fields:
-    found = _decoded(kube.EndpointSlice, data)
+    found = kube.EndpointSlice.FromString(data)
     return {
         "metadata": _meta(found.metadata),
-        "addressType": found.address_type,
+        "addressType": _shared(found.address_type),
         "endpoints": _several(found.endpoints, _endpoint),
         "ports": _several(found.ports, _endpoint_port),
     }
 
 
 def _endpoint(data: bytes) -> _Fields:
-    endpoint = _decoded(kube.Endpoint, data)
+    endpoint = kube.Endpoint.FromString(data)
     made: _Fields = {"addresses": list(endpoint.addresses), "conditions": _conditions(endpoint.conditions)}
     if node := endpoint.node_name:
-        made["nodeName"] = node
+        made["nodeName"] = _shared(node)
     if zone := endpoint.zone:
-        made["zone"] = zone
+        made["zone"] = _shared(zone)
     if endpoint.HasField("target_ref"):
         target = endpoint.target_ref
-        made["targetRef"] = {"kind": target.kind, "name": target.name}
+        made["targetRef"] = {"kind": _shared(target.kind), "name": target.name}
     if endpoint.HasField("hints"):
         made["hints"] = _hints(endpoint.hints)
     return made
 
 
 @lru_cache(_CACHED)
-def _conditions(data: bytes) -> _Fields:
-    given = _decoded(kube.EndpointConditions, data)
-    return {name: getattr(given, name) for name in ("ready", "serving", "terminating") if given.HasField(name)}
+def _conditions(data: bytes) -> Conditions | _Fields:
+    given = kube.EndpointConditions.FromString(data)
+    names = ("ready", "serving", "terminating")
+    return _known(Conditions, {name: getattr(given, name) for name in names if given.HasField(name)})
 
 
 @lru_cache(_CACHED)
-def _hints(data: bytes) -> _Fields:
-    hints = _decoded(kube.EndpointHints, data)
-    return _filled({"forZones": _several(hints.for_zones, _hint), "forNodes": _several(hints.for_nodes, _hint)})
+def _hints(data: bytes) -> Hints | _Fields:
+    hints = kube.EndpointHints.FromString(data)
+    nodes = _several(hints.for_nodes, _hint)
+    return _known(Hints, _filled({"forZones": _several(hints.for_zones, _hint), "forNodes": nodes}))
 
 
 def _hint(data: bytes) -> _Fields:
-    return {"name": _decoded(kube.Hint, data).name}
+    return {"name": kube.Hint.FromString(data).name}
 
 
 @lru_cache(_CACHED)
-def _endpoint_port(data: bytes) -> _Fields:
-    port = _decoded(kube.EndpointPort, data)
+def _endpoint_port(data: bytes) -> EndpointPort | _Fields:
+    port = kube.EndpointPort.FromString(data)
     made: _Fields = _filled({"name": port.name, "protocol": port.protocol})
     if port.HasField("port"):
         made["port"] = port.port
-    return made
+    return _known(EndpointPort, made)
 
 
 # Node.
 
 
 def _node(data: bytes) -> _Fields:
-    node = _decoded(kube.Node, data)
+    node = kube.Node.FromString(data)
     spec, status = node.spec, node.status
     addresses = _several(status.addresses, _address)
     return {
@@ -261,13 +325,16 @@ def _node(data: bytes) -> _Fields:
 
 
 def _address(data: bytes) -> _Fields:
-    address = _decoded(kube.NodeAddress, data)
+    address = kube.NodeAddress.FromString(data)
     return {"type": address.type, "address": address.address}
 
 
 def _taint(data: bytes) -> _Fields:
-    taint = _decoded(kube.Taint, data)
+    taint = kube.Taint.FromString(data)
     return {"key": taint.key, "effect": taint.effect, **_filled({"value": taint.value})}
 
 
 _KINDS: Mapping[str, Callable[[bytes], _Fields]] = {"Service": _service, "EndpointSlice": _slice, "Node": _node}
+
+
+_CACHES = (_shared, _pair, _time, _conditions, _hints, _endpoint_port, _service_port)
