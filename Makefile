@@ -10,7 +10,7 @@ TEST_PACKAGES := ipset conntrack nftables curl openssl procps graphviz
 MORE_PACKAGES := chromium chromium-driver fonts-dejavu-core
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test check cluster-test lint golden bench bench-plots image docs setup clean
+.PHONY: demo test check cluster-test lint golden bench bench-plots protobuf image docs setup clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m tests.demo
@@ -45,6 +45,10 @@ image:
 docs: setup
 	@$(BIN)/python -m tests.docs build/docs
 	@echo "build/docs/index.html"
+
+protobuf: setup
+	$(BIN)/pip install -q grpcio-tools
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. kpx/sources/kube.proto
 
 bench: setup
 	$(BIN)/python -m tests.bench

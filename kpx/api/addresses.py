@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 from kpx.family import Family
 
 _MAPPED = bytes(10) + b"\xff\xff"
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_CANONICAL_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 _OCTETS = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20}){3}")
 _SPECIAL = re.compile(r"(?:0\.0\.0\.0|::1?)\Z|127\.|169\.254\.|224\.0\.0\.|fe[89ab][0-9a-f]:|ff02:")
 NOT_SPECIAL: Final = "must not be an unspecified, loopback or link-local address"
@@ -26,6 +28,8 @@ def canonical(text: str) -> str | None:
     >>> canonical("010.0.0.1"), canonical("FD00:0::1"), canonical("::ffff:1.2.3.4"), canonical("fe80::1%eth0")
     ('10.0.0.1', 'fd00::1', '1.2.3.4', None)
     """
+    if _CANONICAL_IPV4.fullmatch(text):  # as nearly all are
+        return text
     packed = _packed(text)
     if packed is None:
         return None
@@ -52,6 +56,11 @@ def is_special(address: str) -> bool:
     The API server takes none of these for an endpoint or an external IP (`ValidateNonSpecialIP`).
     """
     return _SPECIAL.match(address) is not None
+
+
+def is_usual_ipv4(address: str) -> bool:
+    """Whether this is an IPv4 address in canonical text that isn't special: at a glance, for what there is most of."""
+    return _CANONICAL_IPV4.fullmatch(address) is not None and _SPECIAL.match(address) is None
 
 
 def _packed(text: str) -> bytes | None:

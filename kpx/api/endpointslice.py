@@ -11,7 +11,7 @@ from pydantic import AfterValidator, FailFast, Field, StringConstraints, model_v
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from kpx.api.addresses import NOT_SPECIAL, canonical, is_special
+from kpx.api.addresses import NOT_SPECIAL, canonical, is_special, is_usual_ipv4
 from kpx.api.grammar import (
     DNS_LABEL,
     NOT_TOO_MANY,
@@ -143,6 +143,8 @@ def _address_faults(endpoint_slice: EndpointSlice) -> Iterator[Fault]:
     wanted = endpoint_slice.address_type
     for i, endpoint in enumerate(endpoint_slice.endpoints):
         for j, address in enumerate(endpoint.addresses):
+            if wanted == "IPv4" and is_usual_ipv4(address):
+                continue
             if message := _misfit(address, wanted):
                 yield Fault(("endpoints", i, "addresses", j), message, address)
 

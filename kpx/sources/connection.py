@@ -1,7 +1,7 @@
 """The connection to the API server: requests that answer in raw bytes, under credentials that stay fresh."""
 
 import asyncio
-import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,25 +12,14 @@ import aiohttp
 
 from kpx import logs
 from kpx.api import KubeProxyConfiguration
-from kpx.api.problems import plain
 from kpx.errors import KpxError
-from kpx.sources.client import Configuration, RESTClientObject
+from kpx.sources.answer import Answer
 from kpx.sources.credentials import Credentials, from_cluster, from_kubeconfig
-from kpx.sources.trouble import TROUBLE, BrokenAnswerError
+from kpx.sources.transport import Transport
 from kpx.version import __version__
 
-_CONNECT_SECONDS = 10.0
 _RENEWAL_SECONDS = 15.0
 _RETRY_SECONDS = 10.0
-_KEEPALIVE = {
-    socket.TCP_KEEPIDLE: 10,
-    socket.TCP_KEEPINTVL: 5,
-    socket.TCP_KEEPCNT: 3,
-    socket.TCP_USER_TIMEOUT: 20_000,
-}
-_BUFFER = 256 << 10
-"""Bytes of a body that wait to be read, or that come of one piece that was compressed; the client allows twice that."""
-_IDENTITY = ("host", "ssl_ca_cert", "cert_file", "key_file", "verify_ssl", "tls_server_name", "proxy")
 
 log = logs.get_logger()
 
@@ -63,28 +52,26 @@ class Connection:
 
     def __init__(self, load: Callable[[], Awaitable[Credentials]]) -> None:
         self._load = load
-        self._transport: _Transport | None = None
+        self._transport: Transport | None = None
         self._distrusted = False
         self._renew_at = 0.0
         self._renewal: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def get(self, path: str, query: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def get(self, path: str, query: Mapping[str, str], accept: str = "application/json") -> AsyncIterator[Answer]:
         """Send a GET; for as long as its answer is read, from the head on, whatever the status.
 
         Raises `aiohttp.ClientError` or OSError where there is no answer, `KpxError` without credentials.
         """
         transport = await self._current()
         transport.users += 1
+        headers = {"Accept": accept, "User-Agent": f"kpx/{__version__}"}
         try:
-            async with await transport.get(f"{path}?{urlencode(query)}") as response:
-                if response.status == 401:
+            async with transport.get(f"{path}?{urlencode(query)}", headers) as answer:
+                if answer.status == 401:
                     self._distrust(transport)
-                try:
-                    yield response
-                finally:
-                    _abort(response)
-        except aiohttp.ClientSSLError:
+                yield answer
+        except (aiohttp.ClientSSLError, ssl.SSLError):
             self._distrust(transport)
             raise
         finally:
@@ -112,7 +99,7 @@ class Connection:
         if self._transport is not None:
             await self._transport.close()
 
-    async def _current(self) -> "_Transport":
+    async def _current(self) -> Transport:
         if self._transport is None or time.monotonic() >= self._renew_at:
             try:
                 await self.renew()
@@ -128,7 +115,7 @@ class Connection:
         credentials = await self._load()
         old, configuration = self._transport, credentials.configuration
         if old is None or self._distrusted or not old.suits(configuration):
-            self._transport = _transport(configuration)
+            self._transport = Transport(configuration)
             if old is not None:
                 await old.close_unless_used()
         else:
@@ -136,85 +123,8 @@ class Connection:
         self._distrusted = False
         self._renew_at = time.monotonic() + credentials.lasts
 
-    def _distrust(self, transport: "_Transport") -> None:
+    def _distrust(self, transport: Transport) -> None:
         """Renew before the next request, unless that has happened since this one was sent."""
         if transport is self._transport:
             self._distrusted = True
             self._renew_at = 0.0
-
-
-def _abort(response: aiohttp.ClientResponse) -> None:
-    """End the connection if the answer wasn't read to its end: TLS would wait for a goodbye, even from the dead."""
-    if response.connection is not None and response.connection.transport is not None:
-        response.connection.transport.abort()
-
-
-class _Transport(RESTClientObject):
-    """The kubernetes client's transport, over sockets that notice within 25 s that nobody is there any more."""
-
-    configuration: Configuration
-    users = 0
-
-    async def close_unless_used(self) -> None:
-        """Close now if nobody is reading; a reader whose session is closed might wait forever."""
-        if not self.users:
-            await self.close()
-
-    async def get(self, url: str) -> aiohttp.ClientResponse:
-        """Send a GET with the credentials of now. Raises as `Connection.get` does.
-
-        Redirects aren't followed: an API server sends none, and we have no business elsewhere, least of all with
-        these credentials.
-        """
-        headers = {"Accept": "application/json", "User-Agent": f"kpx/{__version__}"}
-        authorization = await self.configuration.get_api_key_with_prefix("BearerToken")
-        if authorization:
-            headers["Authorization"] = authorization.strip()  # token files may end in a newline
-        if self.pool_manager is None:
-            self.pool_manager = self._create_pool_manager()
-        try:
-            return await self.pool_manager.get(
-                f"{self.configuration.host}{url}",
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS),
-                allow_redirects=False,
-                server_hostname=self.configuration.tls_server_name or None,
-                proxy=self.proxy,
-                proxy_headers=self.proxy_headers,
-            )
-        except TROUBLE:  # some of them are ValueErrors, too
-            raise
-        except ValueError as error:  # a token of two lines
-            raise KpxError(f"can't ask {self.configuration.host}: {error}") from None
-        except Exception as error:  # a client that chokes on bytes does so by whatever it stumbles over
-            raise BrokenAnswerError(f"no HTTP: {type(error).__name__}: {plain(str(error))[:200]}") from None
-
-    def suits(self, configuration: Configuration) -> bool:
-        """Whether connections made under this configuration would be the same but for the token."""
-        return all(getattr(self.configuration, name) == getattr(configuration, name) for name in _IDENTITY)
-
-    def _create_connector(self) -> aiohttp.TCPConnector:
-        return aiohttp.TCPConnector(limit=0, ssl=self.ssl_context, socket_factory=_socket)
-
-    def _create_pool_manager(self) -> aiohttp.ClientSession:
-        """A session that keeps nothing of what servers say: cookies would be kept without bound."""
-        jar = aiohttp.DummyCookieJar()
-        return aiohttp.ClientSession(
-            connector=self._create_connector(), cookie_jar=jar, trust_env=True, read_bufsize=_BUFFER
-        )
-
-
-def _transport(configuration: Configuration) -> _Transport:
-    try:
-        return _Transport(configuration)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise KpxError(f"certificates for {configuration.host} can't be used: {error}") from None
-
-
-def _socket(address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-    """A TCP socket with keepalive (tcp(7)); happy eyeballs hands over what getaddrinfo said."""
-    made = socket.socket(address[0], address[1], address[2])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE.items():
-        made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made

@@ -35,6 +35,11 @@ class Mirror:
         return len(self._known)
 
     @property
+    def newest(self) -> int:
+        """The newest resourceVersion that a server has told; 0 if none of them counts."""
+        return self._newest
+
+    @property
     def met(self) -> int:
         """How many objects this census has come across."""
         return len(self._seen)
@@ -121,7 +126,7 @@ class Mirror:
 
     def _judge(self, entry: Entry) -> Event:
         try:
-            return Put(parse_object(self._kind, entry.raw))
+            return Put(parse_object(self._kind, entry.content()))
         except InputError as error:
             told = error.problems[:_MOST_PROBLEMS]
             if rest := len(error.problems) - len(told):

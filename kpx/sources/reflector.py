@@ -6,277 +6,211 @@ lists", "Retrieving large results sets in chunks".
 
 import asyncio
 import random
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import aiohttp
-
 from kpx import logs
-from kpx.sources.body import LONGEST, Splitter, check_content_type, chunks, read_at_most
-from kpx.sources.connection import Connection
+from kpx.sources.answer import Answer
+from kpx.sources.lister import Lister
 from kpx.sources.mirror import Mirror
+from kpx.sources.requests import Asked, Requests
 from kpx.sources.resource import Pace, Resource
-from kpx.sources.trouble import (
-    PASSING,
-    TROUBLE,
-    Backoff,
-    BrokenAnswerError,
-    RefusedError,
-    RewoundError,
-    TooLargeError,
-    Trouble,
-    diagnose,
-)
-from kpx.sources.wire import Bookmark, Changed, Deleted, Page, decode_line, refusal
+from kpx.sources.trials import Trials
+from kpx.sources.trouble import TROUBLE, Backoff, BrokenAnswerError, RefusedError, RewoundError, Trouble
+from kpx.sources.wire import Bookmark, Changed, Deleted, Said, encoding_of
 
-_SLICE_SECONDS = 0.005
-_GRACE_SECONDS = 1.0
-_TOKEN_SECONDS = 300.0
-"""How long we go on with one list: then etcd, unless configured otherwise, has forgotten what it is of."""
-_SMALLER = 8
-"""By what the size of a page is divided if one of that size is too large."""
-_MOST_NAMELESS = 3
-"""How many objects of one list that can't be told from others are named in the log."""
+_EARLY_SECONDS = 5.0
+"""A watch that ends so much before its time was ended by something that others may have met, too."""
+_MOST_BREAKS = 3
+"""How often in a row what there is at first may break off before a list is asked for."""
 
 log = logs.get_logger()
 
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """A watch that is open.
+    """A watch that is open; moments are those of the loop's clock.
 
-    `since`: when its answer began; `complete`: from when on it has brought changes, None as long as it brings what
-    there is at first. `heard`, `taken`: when the last bytes came, and the last line. `proven`: when a list last told
-    that the server has been where we are. `newest` is the last resourceVersion, `found` why the watch has to end
-    before its time, `limit`.
+    `limit`: when it will be given up. `since`: when its answer began; `until`: when its time is over; `complete`: from
+    when on it has brought changes, None as long as it brings what there is at first. `newest` is the last
+    resourceVersion, `parts` counts what it has brought since it was complete, `marked` says whether a bookmark was
+    among that.
     """
 
     limit: asyncio.Timeout
     since: float
+    until: float
+    pinged: bool
     complete: float | None
-    heard: float
-    taken: float
     newest: int
-    proven: float = 0.0
-    found: Trouble | None = None
-
-    def end(self, found: Trouble) -> None:
-        """Let the watch end at once."""
-        if not self.limit.expired():
-            self.found = found
-            self.limit.reschedule(0)
+    parts: int = 0
+    marked: bool = False
 
 
 class Reflector:
     """Lists and watches a resource; a mirror makes events of it.
 
-    What there is at first comes by WatchList, or in pages where the server doesn't offer that or doesn't bring
-    it to its end. Then a watch goes on from one resourceVersion to the next; it is resumed when it ends or
-    breaks, and 410 leads back to the start; so does nonsense that comes a second time from the same resourceVersion.
+    What there is at first comes by WatchList, or by lists where the server doesn't offer that or doesn't bring it to
+    its end. Then a watch goes on from one resourceVersion to the next; it is resumed when it ends or breaks, and 410
+    leads back to the start; so does nonsense that comes a second time from the same resourceVersion.
 
-    Dead peers are TCP's business (`Connection`). But behind a living load balancer, or in a server that hangs,
-    a watch may be dead while TCP is content, and HTTP/1.1 has no ping; bookmarks come once a minute. So after
-    some silence a second, short watch asks for anything newer than what the first has brought. Only if it
-    gets something that the first doesn't get is the first given up: a watch that has nothing to say isn't
-    disturbed, least of all while the server is too busy to answer the question. From a resourceVersion that is yet
-    to come a watch is silent, too, and so is the second one; where bookmarks stay away, a list tells where the
-    server is.
+    Dead peers are TCP's business (`Connection`), and where there is HTTP/2 its PING finds a server that hangs. But
+    behind a living load balancer a watch may be dead while both are content. So a watch must say something from time to
+    time, and be it a bookmark, as servers promise about once a minute; one that is silent for longer is opened again
+    from where it was, which costs nothing but a request. If it had said nothing at all, it may be of another past: from
+    a resourceVersion that is yet to come a watch is silent, too. Then a list of one object tells where the server is.
     """
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Asked,
         resource: Resource,
         mirror: Mirror,
         on_trouble: Callable[[str, str], None],
         pace: Pace,
     ) -> None:
-        self._connection = connection
-        self._resource = resource
+        self._kind = resource.kind
         self._mirror = mirror
-        self._on_trouble = on_trouble
         self._pace = pace
         self._backoff = Backoff(*pace.backoff)
+        self._trials = Trials(mirror, resource.kind, on_trouble, self._backoff)
+        self._requests = Requests(connection, resource)
+        self._lister = Lister(self._requests, resource.page, mirror, pace, self._trials)
         self._watch_list = True
-        self._selector = {**resource.selector, **resource.wish}
-        self._limit = resource.page
-        self._garbled_at: int | None = None
-        self._rested = 0.0
-        self._stream: _Stream | None = None
+        self._breaks = 0
+        self._last_heard = 0.0
 
     async def run(self) -> None:
         """Never returns."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._reflect())
-            group.create_task(self._doubt())
-
-    async def _reflect(self) -> None:
         while True:
             try:
                 trouble = await self._connect()
             except TROUBLE as error:
-                trouble = self._trouble(error)
+                trouble = self._trials.trouble(error)
             if trouble is not None:
-                await self._pause(trouble)
+                if trouble.reason == "rewound":
+                    self._lister.trust_cache(False)
+                await self._trials.pause(trouble)
 
     async def _connect(self) -> Trouble | None:
         """Do what comes next: a census, or following from where we are. None if something else comes next."""
         try:
-            if self._mirror.version is None and not self._watch_list:
+            if self._mirror.version is None and not (self._watch_list and self._breaks < _MOST_BREAKS):
                 await self._list()
                 return None
             return await self._watch()
         except RefusedError as error:
-            if error.status not in (400, 422) or not self._ask_less(str(error)):
+            if not self._ask_less(error):
                 raise
             return None
 
-    def _ask_less(self, why: str) -> bool:
+    def _ask_less(self, refused: RefusedError) -> bool:
         """Do without what a server may not know, as it has called a request a bad one; whether there was such."""
-        if self._selector != self._resource.selector and ("field" in why or not self._watch_list):
-            self._selector = dict(self._resource.selector)
-            log.info("no such field selector here, doing without", kind=self._resource.kind, why=why)
+        if refused.status in (406, 415):
+            return self._requests.speak_json(refused)
+        if refused.status not in (400, 422):
+            return False
+        if "field" in str(refused) and self._requests.narrow_less(refused):
             return True
         if self._watch_list and self._mirror.version is None:
-            self._give_up_watch_list(why)
+            self._watch_list = False
+            log.info("no WatchList here, listing instead", kind=self._kind, why=str(refused))
             return True
-        return False
-
-    # Lists.
+        return self._requests.narrow_less(refused)
 
     async def _list(self) -> None:
-        began = time.monotonic()
+        began = self._now()
         self._mirror.begin()
-        token, nameless = "", 0
-        while True:
-            before = self._mirror.met
-            page = await self._whole_page(token, began)
-            for entry in page.entries():
-                if isinstance(entry, BrokenAnswerError):
-                    nameless += 1
-                    self._skip(entry, nameless)
-                else:
-                    self._mirror.put(entry)
-                await self._breathe()
-            token = page.token
-            if not token:
-                break
-            if self._mirror.met == before:  # its tokens may go round, or be ever new ones
-                raise BrokenAnswerError("a list that doesn't go on: a page without any new object, and not the last")
+        page = await self._lister.take()
         self._finish(page.version, began)
-        self._limit = min(self._limit * _SMALLER, self._resource.page)
-
-    def _skip(self, error: BrokenAnswerError, nameless: int) -> None:
-        """Leave out an object that can't be told from others: these are not to suffer from it."""
-        self._mirror.doubt()
-        self._on_trouble(self._resource.kind, "garbage")
-        if nameless <= _MOST_NAMELESS:
-            log.error("object skipped", kind=self._resource.kind, problem=str(error))
-
-    async def _whole_page(self, token: str, began: float) -> Page:
-        """A page; of fewer objects if as many are too large to take."""
-        while True:
-            try:
-                return await (self._further_page(token, began) if token else self._page(token, self._limit))
-            except TooLargeError as error:
-                if self._limit == 1:
-                    raise
-                self._limit = max(1, self._limit // _SMALLER)
-                log.info("page too large", kind=self._resource.kind, why=str(error), limit=self._limit)
-
-    async def _further_page(self, token: str, began: float) -> Page:
-        """Trouble that passes doesn't cost the pages before: of a thousand, a busy server refuses some every time."""
-        failures = self._backoff.failures
-        while True:
-            try:
-                page = await self._page(token, self._limit)
-            except TooLargeError:
-                raise
-            except TROUBLE as error:
-                trouble = self._trouble(error)
-                if trouble.reason not in PASSING or time.monotonic() - began > _TOKEN_SECONDS:
-                    raise
-                await self._pause(trouble)
-            else:
-                self._backoff.failures = failures
-                return page
-
-    async def _page(self, token: str, limit: int) -> Page:
-        query = {"limit": str(limit)} | ({"continue": token} if token else {})
-        async with asyncio.timeout(self._pace.patience), self._get(query) as response:
-            body, whole = await read_at_most(response, LONGEST)
-        if not whole:
-            raise TooLargeError(f"a page of over {LONGEST} bytes, of at most {limit} objects")
-        return Page.of(self._resource.kind, body)
 
     # Watches.
 
     async def _watch(self) -> Trouble:
         """Open a watch and follow it until it is of no more use."""
-        census, begun = self._mirror.version is None, False
+        census = self._mirror.version is None
         lifetime = random.uniform(*self._pace.lifetime)
+        stream: _Stream | None = None
         try:
             async with (
                 asyncio.timeout(self._pace.patience) as limit,
-                self._get(self._watch_query(lifetime)) as response,
+                self._requests.get(self._watch_query(lifetime), stream=True) as answer,
             ):
-                begun = True
-                limit.reschedule(asyncio.get_running_loop().time() + lifetime + self._pace.patience)
-                trouble = await self._follow(response, limit)
+                now = self._now()
+                complete, newest = (None, 0) if census else (now, self._mirror.version or 0)
+                stream = _Stream(limit, now, now + lifetime, answer.pinged, complete, newest)
+                trouble = await self._follow(answer, stream)
         except TimeoutError:
-            if not begun:
+            if stream is None:
                 raise
-            trouble = (self._stream and self._stream.found) or Trouble("stalled")
+            trouble = Trouble("stalled", f"nothing came within {self._now() - self._last_heard:.0f} s")
+        except TROUBLE as error:
+            if census and stream is not None and stream.complete is None:
+                self._break(self._trials.trouble(error))
+            raise
         finally:
-            stream, self._stream = self._stream, None
             if stream is not None and stream.complete is not None:
-                self._backoff.lasted(time.monotonic() - stream.complete)
+                self._backoff.lasted(self._now() - stream.complete)
         if census and self._mirror.version is None:
-            self._give_up_watch_list(f"{trouble.reason} before the end of the initial events")
+            self._break(trouble)
+        elif trouble.reason in ("stalled", "ended") and stream is not None and await self._is_ahead(stream):
+            self._mirror.rewind()
+            return self._trials.trouble(RewoundError())
         return trouble
 
     def _watch_query(self, lifetime: float) -> dict[str, str]:
         query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(max(1, round(lifetime)))}
         if self._mirror.version is not None:
             return query | {"resourceVersion": str(self._mirror.version)}
-        # No resourceVersion: the newest there is, as in a list without.
+        # No resourceVersion: from the server's cache, once that is as new as anything.
         return query | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
 
-    async def _follow(self, response: aiohttp.ClientResponse, limit: asyncio.Timeout) -> Trouble:
-        """Read a watch until it ends or makes no sense."""
-        now = time.monotonic()
-        complete = None if self._mirror.version is None else now
-        stream = self._stream = _Stream(limit, now, complete, now, now, self._mirror.version or 0)
-        if self._mirror.version is None:
+    async def _follow(self, answer: Answer, stream: _Stream) -> Trouble:
+        """Read a watch until it ends or makes no sense. Raises TimeoutError when it has been silent for too long."""
+        if stream.complete is None:
             self._mirror.begin()
-        splitter = Splitter()
+        encoding = encoding_of(answer)
+        splitter = encoding.splitter()
+        self._expect_more(stream)
         try:
-            async for chunk in chunks(response):
-                stream.heard = time.monotonic()
-                for line in splitter.feed(chunk):
-                    self._take(line, stream)
-                    await self._breathe()
+            async for chunk in answer.body:
+                before = stream.parts
+                for part in splitter.feed(chunk):
+                    self._take(encoding.event(self._kind, part), stream)
+                    await self._trials.breathe()
+                if stream.complete is None or stream.parts > before:  # in the end a line comes at once or not at all
+                    self._expect_more(stream)
         except BrokenAnswerError as error:
-            return self._trouble(error)
-        return Trouble("ended")
+            return self._trials.trouble(error)
+        return Trouble("ended", everywhere=stream.until - self._now() > _EARLY_SECONDS)
 
-    def _take(self, line: bytes, stream: _Stream) -> None:
-        said = decode_line(self._resource.kind, line)
-        stream.taken = time.monotonic()
+    def _expect_more(self, stream: _Stream) -> None:
+        """Give the watch up unless more comes in time."""
+        now = self._last_heard = self._now()
+        if stream.complete is None:
+            silence = self._pace.patience
+        elif stream.pinged and not stream.marked:
+            silence = random.uniform(*self._pace.calm)
+        else:
+            silence = random.uniform(*self._pace.silence)
+        if not stream.limit.expired():
+            stream.limit.reschedule(min(now + silence, stream.until + self._pace.patience))
+
+    def _take(self, said: Said, stream: _Stream) -> None:
         before = self._mirror.version
         if before is not None:
             if said.version < stream.newest:  # within one watch they grow
                 self._mirror.rewind()
                 raise RewoundError
             stream.newest = said.version
+            stream.parts += 1
         match said:
             case Bookmark(version) if before is not None:
                 self._mirror.bookmark(version)
+                stream.marked = True
             case Bookmark(version, initial_end=True):
                 self._finish(version, stream.since)
-                stream.complete, stream.newest = time.monotonic(), version
+                stream.complete, stream.newest = self._now(), version
             case Bookmark():
                 raise BrokenAnswerError("a bookmark among the initial events")
             case Changed(entry):
@@ -286,109 +220,31 @@ class Reflector:
         if before not in (None, self._mirror.version) and not isinstance(said, Bookmark):
             self._backoff.news()
 
-    def _give_up_watch_list(self, why: str) -> None:
-        self._watch_list = False
-        log.info("no WatchList here, listing instead", kind=self._resource.kind, why=why)
+    def _break(self, trouble: Trouble) -> None:
+        """What there is at first has broken off: a server that leaves does that; one that knows no end falls silent."""
+        self._breaks += 1
+        self._watch_list = self._watch_list and trouble.reason != "stalled"
+        if not self._watch_list or self._breaks >= _MOST_BREAKS:
+            log.info("WatchList doesn't come to its end, listing instead", kind=self._kind, why=trouble.reason)
 
-    # Stalled watches.
-
-    async def _doubt(self) -> None:
-        """End the watch whenever it is found to be stalled, or to be of another past."""
-        while True:
-            limit = self._pace.silence * random.uniform(0.8, 1.0)
-            await asyncio.sleep(limit)
-            while self._stream is not None and (left := self._last(self._stream) + limit - time.monotonic()) > 0:
-                await asyncio.sleep(left)
-            if (stream := self._stream) is None:
-                continue
-            last = self._last(stream)
-            if await self._is_missing_something():
-                await asyncio.sleep(_GRACE_SECONDS)
-                found = Trouble("stalled")
-            elif time.monotonic() - max(stream.taken, stream.proven) > self._pace.proof:
-                if not await self._is_ahead():
-                    stream.proven = time.monotonic()
-                    continue
-                found = diagnose(RewoundError())
-            else:
-                continue
-            if stream is self._stream and last == self._last(stream):
-                if found.reason == "rewound":
-                    self._mirror.rewind()
-                stream.end(found)
-
-    def _last(self, stream: _Stream) -> float:
-        """When a watch was last of use: initial events may come slowly, later a line comes at once or not at all."""
-        return stream.heard if self._mirror.version is None else stream.taken
-
-    async def _is_missing_something(self) -> bool:
-        """Whether the server would say something now to a watch from here."""
-        if self._mirror.version is None:  # initial events don't pause
-            return True
-        query = {"watch": "1", "timeoutSeconds": "1", "resourceVersion": str(self._mirror.version)}
+    async def _is_ahead(self, stream: _Stream) -> bool:
+        """Whether a watch said nothing because the server hasn't come to its resourceVersion yet."""
+        silent = self._now() - (stream.complete or stream.since) >= min(self._pace.silence)
+        if stream.parts or not silent:
+            return False
         try:
-            async with asyncio.timeout(self._pace.silence), self._get(query) as response:
-                async for _ in chunks(response):
-                    return True
-        except RefusedError as refused:
-            return refused.status == 410
-        except TROUBLE:
-            pass
-        return False
-
-    async def _is_ahead(self) -> bool:
-        """Whether we are at a resourceVersion that the server hasn't come to yet."""
-        version = self._mirror.version or 0
-        try:
-            return (await self._page("", 1)).version < version
+            return await self._lister.where() < (self._mirror.version or 0)
         except TROUBLE:
             return False
-
-    # Both.
-
-    @asynccontextmanager
-    async def _get(self, query: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer that isn't a refusal, and is said to be JSON."""
-        async with self._connection.get(self._resource.path, {**self._selector, **query}) as response:
-            if response.status != 200:
-                raise await refusal(response)
-            check_content_type(response)
-            yield response
 
     def _finish(self, version: int, began: float) -> None:
         """End a census. From here on a watch has to prove itself by what it brings, or by lasting."""
         self._mirror.finish(version)
-        seconds = round(time.monotonic() - began, 3)
-        log.info("complete", kind=self._resource.kind, objects=len(self._mirror), version=version, seconds=seconds)
+        self._breaks = 0
+        self._lister.trust_cache(True)
+        seconds = round(self._now() - began, 3)
+        log.info("complete", kind=self._kind, objects=len(self._mirror), version=version, seconds=seconds)
 
-    async def _breathe(self) -> None:
-        """Let others run if we have run for a while: much may come at once."""
-        if time.monotonic() - self._rested > _SLICE_SECONDS:
-            await asyncio.sleep(0)
-            self._rested = time.monotonic()
-
-    def _trouble(self, error: Exception) -> Trouble:
-        trouble = diagnose(error)
-        if trouble.reason == "expired":
-            self._mirror.expire()
-        elif trouble.reason == "garbage":
-            at = self._mirror.version
-            if at is not None and at == self._garbled_at:
-                self._mirror.expire()
-            self._garbled_at = at
-        return trouble
-
-    async def _pause(self, trouble: Trouble) -> None:
-        """Tell what happened, and wait as long as is right after that."""
-        delay = self._backoff.delay(trouble)
-        level = log.info if trouble.reason == "ended" else log.warning
-        level(
-            "watch interrupted",
-            kind=self._resource.kind,
-            reason=trouble.reason,
-            detail=trouble.detail,
-            version=self._mirror.version,
-            retry_seconds=round(delay, 2),
-        )
-        self._on_trouble(self._resource.kind, trouble.reason)
-        await asyncio.sleep(delay)
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

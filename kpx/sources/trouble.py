@@ -1,6 +1,7 @@
 """Why a connection to an API server was of no more use, and how long to wait after that."""
 
 import random
+import ssl
 from dataclasses import dataclass
 
 import aiohttp
@@ -20,6 +21,14 @@ class RewoundError(Exception):
     """The server's resourceVersions have gone back: it remembers another past than we do."""
 
 
+class StalledError(Exception):
+    """The server says nothing any more, and doesn't answer when it is asked whether it is there."""
+
+
+class UnreachableError(OSError):
+    """There is no connection to be had."""
+
+
 class RefusedError(Exception):
     """The server said no. `status` is an HTTP status, `retry_after` the seconds it asked to wait, else 0."""
 
@@ -29,7 +38,7 @@ class RefusedError(Exception):
         self.retry_after = retry_after
 
 
-TROUBLE = (RefusedError, BrokenAnswerError, RewoundError, KpxError, aiohttp.ClientError, OSError)
+TROUBLE = (RefusedError, BrokenAnswerError, RewoundError, StalledError, KpxError, aiohttp.ClientError, OSError)
 """What `diagnose` knows."""
 
 QUIET = ("ended", "stalled")
@@ -43,11 +52,15 @@ PASSING = ("throttled", "failed", "dropped", "unreachable", "timeout", "unauthor
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a connection was of no more use. `reason` is one of a few words, for metrics; `detail` is for people."""
+    """Why a connection was of no more use. `reason` is one of a few words, for metrics; `detail` is for people.
+
+    `everywhere`: whether it may have happened to thousands of agents at this moment.
+    """
 
     reason: str
     detail: str = ""
     retry_after: float = 0.0
+    everywhere: bool = False
 
 
 def diagnose(error: Exception) -> Trouble:
@@ -61,7 +74,9 @@ def diagnose(error: Exception) -> Trouble:
             return Trouble("rewound", "the server's resourceVersions have gone back")
         case KpxError():
             return Trouble("credentials", str(error))
-        case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
+        case StalledError():
+            return Trouble("stalled", str(error))
+        case UnreachableError() | ssl.SSLError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
             return Trouble("unreachable", str(error))
         case TimeoutError():
             return Trouble("timeout", "no answer in time")
@@ -131,10 +146,10 @@ class Backoff:
             self._expiries = 0
 
     def delay(self, trouble: Trouble) -> float:
-        """Seconds to wait; none after a watch that was long enough, and came to a quiet end."""
+        """Seconds to wait; none after a watch that was long enough, and came to a quiet end of its own."""
         smooth, self._smooth = self._smooth, False
         if smooth and trouble.reason in QUIET:
-            return 0.0
+            return random.uniform(0, self._first) if trouble.everywhere else 0.0
         if trouble.reason == "expired":
             before, self._expiries = self._expiries, self._expiries + 1
         else:

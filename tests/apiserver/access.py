@@ -94,7 +94,7 @@ class Credentials:
             write()
         return self.token
 
-    def server_context(self) -> ssl.SSLContext | None:
+    def server_context(self, http2: bool) -> ssl.SSLContext | None:
         """TLS for the listener, or None."""
         if not self.tls:
             return None
@@ -102,7 +102,7 @@ class Credentials:
         context.load_cert_chain(self.directory / "server.crt", self.directory / "server.key")
         context.load_verify_locations(self.directory / "ca.crt")
         context.verify_mode = ssl.CERT_OPTIONAL
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
         return context
 
     def kubeconfig(self, path: Path, url: str, auth: Auth, expires_in: float) -> None:

@@ -1,20 +1,19 @@
 """One request and its answer: authentication, authorisation, then a read, a list or a watch."""
 
 import asyncio
-import json
-from collections.abc import Sequence
 
 from . import refusals
 from .access import ANONYMOUS, allowed
 from .faults import BODY, REQUEST
-from .listing import list_page
+from .listing import Page, list_page
 from .options import Options, check_list, check_watch, is_watch, read_options
 from .refusals import RefusalError
 from .resources import Resource, Target, locate
-from .sabotage import compact, forever, pad
+from .sabotage import compact, forever
+from .speech import JSON, negotiate
 from .state import OpenWatch, State
 from .watching import Watch, error_line
-from .wire import Connection, Request, gzipped, head
+from .wire import Channel, Request, gzipped
 
 _GZIP_FROM = 128 * 1024
 _CHUNKED_FROM = 2048
@@ -32,13 +31,16 @@ _PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
 class Exchange:
     """Answers one request on a connection. Ends by ConnectionAbortedError where a fault ends the connection."""
 
-    def __init__(self, state: State, connection: Connection, request: Request) -> None:
+    def __init__(self, state: State, connection: Channel, request: Request) -> None:
         self._state = state
         self._connection = connection
         self._request = request
         state.arrivals += 1
         self._arrival = state.arrivals
         self._fault = ""
+        accept = "application/json" if state.promises.prefers_json else request.headers.get("accept", "*/*")
+        self._accepted = negotiate(accept, state.promises.protobuf)
+        self._speech = self._accepted or JSON
 
     async def run(self) -> None:
         try:
@@ -48,7 +50,7 @@ class Exchange:
             if refusal.code == 429:  # said before anything knows of objects
                 await self._send_whole(429, f"{refusal.message}\n".encode(), extra | _PLAIN)
             else:
-                await self._send_json(refusal.code, refusal.status, extra)
+                await self._send_body(refusal.code, self._speech.status(refusal), self._speech.media_type, extra)
         finally:
             self._connection.rate = None
 
@@ -69,13 +71,13 @@ class Exchange:
             raise refusals.no_such_path()
         if verb not in ("get", "list", "watch") or request.method != "GET":
             raise refusals.method_not_allowed()
-        if not _takes_json(request.headers.get("accept", "*/*")):
+        if self._accepted is None:
             raise refusals.not_acceptable()
         await self._read(verb, target, target.resource)
 
     async def _answer_plain_path(self) -> None:
         if self._request.path == "/version":
-            await self._send_json(200, compact(_VERSION))
+            await self._send_body(200, compact(_VERSION), JSON.media_type)
         elif self._request.path in _HEALTH:
             await self._send_whole(200, b"ok", _PLAIN)
         else:
@@ -120,66 +122,69 @@ class Exchange:
         stored = self._state.store.find(resource, target.namespace, target.name)
         if stored is None:
             raise refusals.not_found(target.group, target.plural, target.name)
-        await self._send_objects("get", resource, b"", [stored.whole], b"")
+        await self._send_objects("get", resource, self._speech.one(stored))
 
     async def _list(self, resource: Resource, options: Options) -> None:
         check_list(options)
         page = list_page(self._state.store, resource, options)
-        items = [stored.item for stored in page.entries]
-        await self._send_objects("list", resource, page.preamble(resource), items, b"]}")
+        await self._send_objects("list", resource, page)
 
     async def _watch(self, resource: Resource, options: Options) -> None:
         promises = self._state.promises
         check_watch(options, promises.watch_list, promises.watch_list_refusal)
         since = self._request.query.get("resourceVersion", "")
         opened = OpenWatch(resource, options.wanted.namespace, since, self._arrival, self._connection)
-        watch = Watch(self._state, opened, options)
+        watch = Watch(self._state, opened, options, self._speech)
         try:
             if self._fault == "gone":
                 raise refusals.expired("too old resource version: injected")
             await watch.begin()
         except RefusalError as refusal:
-            await self._refuse_watch(refusal, options.timeout)
+            await self._refuse_watch(resource, refusal, options.timeout)
             return
         await self._hold("watch", resource)
-        await self._begin_chunked(200, {"Content-Type": "application/json"})
+        await self._begin_chunked(200, {"Content-Type": self._speech.stream_type})
         await watch.run()
-        await self._connection.end_chunks()
+        await self._connection.end()
 
-    async def _refuse_watch(self, refusal: RefusalError, timeout: int | None) -> None:
+    async def _refuse_watch(self, resource: Resource, refusal: RefusalError, timeout: int | None) -> None:
         """The watch cache says no inside of a 200 answer, which ends when its time is over; others do so at once."""
         if self._state.promises.gone_as_status:
             raise refusal
-        await self._begin_chunked(200, {"Content-Type": "application/json"})
-        await self._connection.chunk(error_line(refusal))
+        await self._begin_chunked(200, {"Content-Type": self._speech.stream_type})
+        await self._connection.chunk(error_line(self._speech, resource, refusal))
         if timeout:
             await asyncio.sleep(timeout)
-        await self._connection.end_chunks()
+        await self._connection.end()
 
-    async def _send_objects(
-        self, verb: str, resource: Resource, start: bytes, items: Sequence[bytes], end: bytes
-    ) -> None:
-        """Send `start`, the items with commas between, `end`; or what a fault makes of that."""
+    async def _send_objects(self, verb: str, resource: Resource, content: Page | bytes) -> None:
+        """Send a list or an object; or what a fault makes of that."""
         await self._hold(verb, resource)
         dice = self._state.dice
         fault = dice.strike(BODY, verb, resource.plural)
-        if fault == "oversize" and items:
-            items = _with_padding(items, dice.random.randrange(len(items)), dice.faults.oversize_bytes)
-        body = b"".join((start, b",".join(items), end))
+        if isinstance(content, Page):
+            padding = 0, 0
+            if fault == "oversize" and content.entries:
+                padding = dice.random.randrange(len(content.entries)), dice.faults.oversize_bytes
+            body = self._speech.page(resource, content.metadata, content.entries, padding)
+        else:
+            body = content
         if fault == "truncate":
             body = body[: len(body) // 2]
         if fault == "drip":
             self._connection.rate = dice.faults.drip_rate
-        await self._send_json(200, body, cut=fault == "cut")
+        await self._send_body(200, body, self._speech.media_type, cut=fault == "cut")
         self._state.note_answer(verb, resource, self._arrival)
 
     async def _hold(self, verb: str, resource: Resource) -> None:
         if self._fault == "hold":
             await self._state.overtaken(verb, resource, self._arrival)
 
-    async def _send_json(self, code: int, body: bytes, extra: dict[str, str] | None = None, cut: bool = False) -> None:
-        """Send JSON: gzipped if it is large and that is wished, chunked unless it is small."""
-        headers = {"Content-Type": "application/json", **(extra or {})}
+    async def _send_body(
+        self, code: int, body: bytes, media_type: str, extra: dict[str, str] | None = None, cut: bool = False
+    ) -> None:
+        """Send a body: gzipped if it is large and that is wished, chunked unless it is small."""
+        headers = {"Content-Type": media_type, **(extra or {})}
         if len(body) > _GZIP_FROM:
             headers["Vary"] = "Accept-Encoding"
             if "gzip" in self._request.headers.get("accept-encoding", ""):
@@ -192,28 +197,22 @@ class Exchange:
         else:
             await self._begin_chunked(code, headers)
             await self._connection.chunk(body)
-            await self._connection.end_chunks()
+            await self._connection.end()
 
     async def _send_whole(self, code: int, body: bytes, headers: dict[str, str]) -> None:
         self._state.answer_counts[code] += 1
-        await self._connection.send(head(code, {**headers, "Content-Length": str(len(body))}) + body)
+        await self._connection.whole(code, headers, body)
 
     async def _begin_chunked(self, code: int, headers: dict[str, str]) -> None:
         self._state.answer_counts[code] += 1
-        await self._connection.send(head(code, {**headers, "Transfer-Encoding": "chunked"}))
+        await self._connection.begin(code, headers)
 
     async def _send_half(self, code: int, body: bytes, headers: dict[str, str]) -> None:
         await self._begin_chunked(code, headers)
-        await self._connection.send(b"%x\r\n%b" % (len(body), body[: len(body) // 2]))
+        await self._connection.half(body)
         await asyncio.sleep(0.02)  # so that the client has read what came before
         self._connection.abort(reset=False)
         raise ConnectionAbortedError
-
-
-def _with_padding(items: Sequence[bytes], index: int, size: int) -> list[bytes]:
-    obj = json.loads(items[index])
-    pad(obj, size)
-    return [*items[:index], compact(obj), *items[index + 1 :]]
 
 
 def _asked_name(field_selector: str) -> str:
@@ -223,13 +222,3 @@ def _asked_name(field_selector: str) -> str:
         if path == "metadata.name":
             return name
     return ""
-
-
-def _takes_json(accept: str) -> bool:
-    """Whether plain JSON is among the accepted media types; JSON as a Table isn't plain."""
-    for choice in accept.split(","):
-        media, *parameters = (part.strip() for part in choice.split(";"))
-        plain = not any(parameter.startswith("as=") for parameter in parameters)
-        if plain and media in ("application/json", "application/*", "*/*"):
-            return True
-    return False

@@ -22,15 +22,15 @@ class Page:
     continuation: str
     remaining: int | None
 
-    def preamble(self, resource: Resource) -> bytes:
-        """The list's JSON up to its first item."""
+    @property
+    def metadata(self) -> dict[str, object]:
+        """What the list says of itself."""
         metadata: dict[str, object] = {"resourceVersion": str(self.version)}
         if self.continuation:
             metadata["continue"] = self.continuation
             if self.remaining is not None:
                 metadata["remainingItemCount"] = self.remaining
-        words = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": metadata}
-        return json.dumps(words, separators=(",", ":")).encode()[:-1] + b',"items":['
+        return metadata
 
 
 def list_page(store: Store, resource: Resource, options: Options) -> Page:

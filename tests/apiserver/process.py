@@ -146,6 +146,12 @@ class ApiServerProcess:
     def drop_connections(self, reset: bool = True) -> None:
         self._call("drop_connections", reset)
 
+    def say_goodbye(self) -> None:
+        self._call("say_goodbye")
+
+    def limit_streams(self, count: int) -> None:
+        self._call("limit_streams", count)
+
     def refuse(self, seconds: float | None = None) -> None:
         self._call("refuse", seconds)
 

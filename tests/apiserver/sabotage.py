@@ -1,17 +1,16 @@
 """What each fault does to one line of a watch; the methods have the faults' names."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from . import refusals
 from .faults import DELIVERY, Dice
-from .resources import Object
+from .speech import PADDING, Event, Speech, compact, pad
 from .state import OpenWatch
-from .wire import Connection
+from .wire import Channel
 
-PADDING = "test.invalid/padding"
+__all__ = ["PADDING", "Sabotage", "StreamEndError", "compact", "forever", "pad"]
+
 SendLine = Callable[[bytes], Awaitable[None]]
 
 
@@ -22,32 +21,31 @@ class StreamEndError(Exception):
 class Sabotage:
     """Sends lines of a watch the wrong way. `send` is the right way."""
 
-    def __init__(self, watch: OpenWatch, dice: Dice, send: SendLine) -> None:
+    def __init__(self, watch: OpenWatch, dice: Dice, speech: Speech, send: SendLine) -> None:
         self._watch = watch
         self._dice = dice
+        self._speech = speech
         self._send = send
 
     @property
-    def _connection(self) -> Connection:
+    def _connection(self) -> Channel:
         return self._watch.connection
 
-    async def strike(self, fault: str, line: bytes) -> None:
+    async def strike(self, fault: str, event: Event) -> None:
         """Do what `fault` (one of DELIVERY) does. May raise StreamEndError or RefusalError, or never return."""
         assert fault in DELIVERY
+        if fault == "oversize":
+            await self._send(self._speech.event(event, self._dice.faults.oversize_bytes))
+            return
         act: SendLine = getattr(self, fault)
-        await act(line)
+        await act(self._speech.event(event, 0))
 
     async def drip(self, line: bytes) -> None:
         self._connection.rate = self._dice.faults.drip_rate
         await self._send(line)
 
-    async def oversize(self, line: bytes) -> None:
-        event = json.loads(line)
-        pad(event["object"], self._dice.faults.oversize_bytes)
-        await self._send(compact(event) + b"\n")
-
     async def drop_mid_line(self, line: bytes) -> None:
-        await self._connection.send(b"%x\r\n%b" % (len(line), line[: len(line) // 2]))
+        await self._connection.half(line)
         await self._hang_up()
 
     async def drop(self, line: bytes) -> None:
@@ -71,11 +69,11 @@ class Sabotage:
         await self._send(line)
 
     async def garbage(self, line: bytes) -> None:
-        await self._connection.chunk(b'\x00\xff}{"type":"ADDED" nonsense\n')
+        await self._connection.chunk(self._speech.garbage)
         await self._send(line)
 
     async def truncate_line(self, line: bytes) -> None:
-        await self._connection.chunk(line[: len(line) // 2] + b"\n")
+        await self._connection.chunk(self._speech.halved(line))
 
     async def duplicate(self, line: bytes) -> None:
         await self._send(line)
@@ -98,16 +96,6 @@ class Sabotage:
         await asyncio.sleep(0.02)  # so that the client has read what came before
         self._connection.abort(reset=self._dice.random.random() < 0.5)
         await forever()
-
-
-def pad(obj: Object, size: int) -> None:
-    """Give an object an annotation of `size` bytes."""
-    metadata = obj["metadata"]
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), PADDING: "x" * size}
-
-
-def compact(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 async def forever() -> None:

@@ -15,7 +15,8 @@ from .listener import listen
 from .resources import BY_KIND, RESOURCES, Object, Resource
 from .state import Promises, State, Stats, WatchInfo
 from .store import Store
-from .wire import BadRequestError, Connection, Request
+from .wire import BadRequestError, Channel, Connection, Request
+from .wire2 import Http2Connection
 
 T = TypeVar("T")
 
@@ -44,8 +45,8 @@ class ApiServer:
         credentials = Credentials(Path(self._directory.name), tls)
         self._state = State(Store(promises.history), credentials, promises)
         self._faults = Faults()
-        self._connections: set[Connection] = set()
-        self._accepted = self._closed_bytes = 0
+        self._connections: set[Connection | Http2Connection] = set()
+        self._accepted = self._closed_bytes = self._closed_received = 0
         self._failures: list[BaseException] = []
         self._wakes: set[Resource] = set()
         self._listener: asyncio.Server | None = None
@@ -147,7 +148,7 @@ class ApiServer:
     def drop_watches(self, reset: bool = True) -> None:
         """End the connections of all open watches, by RST or by FIN without the end of the body."""
         for watch in list(self._state.watches):
-            self._soon(watch.connection.abort, reset)
+            self._soon(watch.connection.hang_up, reset)
 
     def stall_watches(self, blackhole: bool = False) -> None:
         """Send nothing more on the watches that are open now; with `blackhole`, not even TCP answers."""
@@ -161,6 +162,18 @@ class ApiServer:
         """End all connections."""
         for connection in list(self._connections):
             self._soon(connection.abort, reset)
+
+    def say_goodbye(self) -> None:
+        """Let clients with HTTP/2 take new requests elsewhere: GOAWAY. What is under way goes on."""
+        for connection in list(self._connections):
+            if isinstance(connection, Http2Connection):
+                self._soon(connection.goodbye)
+
+    def limit_streams(self, count: int) -> None:
+        """Take no more requests at once on a connection with HTTP/2."""
+        for connection in list(self._connections):
+            if isinstance(connection, Http2Connection):
+                self._soon(connection.limit, count)
 
     def refuse(self, seconds: float | None = None) -> None:
         """Close the listener, for some seconds or until `accept`; open connections stay."""
@@ -221,6 +234,7 @@ class ApiServer:
             open_watches=len(state.watches),
             events=state.event_count,
             bytes_sent=self._closed_bytes + sum(connection.sent for connection in connections),
+            bytes_received=self._closed_received + sum(connection.received for connection in connections),
             requests=dict(state.request_counts),
             answers=dict(state.answer_counts),
             faults=dict(state.fault_counts),
@@ -249,7 +263,7 @@ class ApiServer:
     # On the server's thread.
 
     async def _accept(self, socket: Any) -> None:
-        context = self._state.credentials.server_context()
+        context = self._state.credentials.server_context(self._state.promises.http2)
         self._listener = await self._loop.create_server(self._connect, sock=socket, ssl=context)
 
     async def _reopen(self) -> None:
@@ -269,9 +283,19 @@ class ApiServer:
         if others:
             await asyncio.wait(others, timeout=5)
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> asyncio.Protocol:
         self._accepted += 1
-        return Connection(self._accepted, self._serve)
+        return _Chooser(self._accepted, self)
+
+    def connect_http1(self, number: int) -> asyncio.Protocol:
+        """A connection on which no HTTP/2 was agreed upon."""
+        return Connection(number, self._serve)
+
+    def connect_http2(self, number: int) -> asyncio.Protocol:
+        """A connection on which it was."""
+        connection = Http2Connection(number, self._serve_one, lambda: self._forget(connection))
+        self._connections.add(connection)
+        return connection
 
     async def _serve(self, connection: Connection) -> None:
         """Answer the requests of one connection, one after the other."""
@@ -279,18 +303,29 @@ class ApiServer:
         try:
             while True:
                 request = await connection.request()
-                self._state.requests.append(request)
-                await Exchange(self._state, connection, request).run()
+                await self._serve_one(connection, request)
                 if request.headers.get("connection", "").lower() == "close":
                     return
         except (ConnectionError, BadRequestError):
             pass
+        finally:
+            self._forget(connection)
+
+    async def _serve_one(self, channel: Channel, request: Request) -> None:
+        self._state.requests.append(request)
+        try:
+            await Exchange(self._state, channel, request).run()
+        except ConnectionError:
+            if isinstance(channel, Connection):
+                raise
         except Exception as bug:
             self._failures.append(bug)
             raise
-        finally:
-            self._connections.discard(connection)
-            self._closed_bytes += connection.sent
+
+    def _forget(self, connection: Connection | Http2Connection) -> None:
+        self._connections.discard(connection)
+        self._closed_bytes += connection.sent
+        self._closed_received += connection.received
 
     def _changed(self, resource: Resource) -> None:
         """Wake the watches of a resource, once for all changes since the last time."""
@@ -308,3 +343,19 @@ class ApiServer:
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+
+
+class _Chooser(asyncio.Protocol):
+    """A connection until it is known what is spoken on it."""
+
+    def __init__(self, number: int, server: ApiServer) -> None:
+        self._number = number
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        secured = transport.get_extra_info("ssl_object")
+        spoken = secured.selected_alpn_protocol() if secured else None
+        connect = self._server.connect_http2 if spoken == "h2" else self._server.connect_http1
+        protocol = connect(self._number)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)

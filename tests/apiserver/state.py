@@ -9,7 +9,7 @@ from .access import NODE_PROXIER, Credentials, Rule
 from .faults import Dice, Faults
 from .resources import Resource
 from .store import Store
-from .wire import Connection, Request
+from .wire import Channel, Request
 
 _REQUESTS_KEPT = 100_000
 
@@ -33,6 +33,12 @@ class Promises:
     """How long a read waits for a resourceVersion that is still to come before it is refused with 504."""
     watch_timeout: tuple[float, float] = (1800.0, 3600.0)
     rules: tuple[Rule, ...] = NODE_PROXIER
+    protobuf: bool = True
+    """Whether it answers in protobuf where that is asked for."""
+    http2: bool = True
+    """Whether it offers HTTP/2 where there is TLS; for the listener, not for connections that are there."""
+    prefers_json: bool = False
+    """Whether it answers in JSON whatever is asked for, as behind a proxy that strips the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Stats:
     open_watches: int
     events: int
     bytes_sent: int
+    bytes_received: int
+    """Of HTTP: what TLS adds isn't counted."""
     requests: dict[str, int]
     answers: dict[int, int]
     faults: dict[str, int]
@@ -71,7 +79,7 @@ class OpenWatch:
     namespace: str
     since: str
     arrival: int
-    connection: Connection
+    connection: Channel
     sent: int = 0
     events: int = 0
     stalled: bool = False

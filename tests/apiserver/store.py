@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import packing
 from .resources import BY_KIND, RESOURCES, Object, Resource
 from .selection import Selection
 
@@ -39,6 +40,15 @@ class Stored:
     labels: Mapping[str, str]
     fields: Mapping[str, str]
     item: bytes
+    kept: list[bytes] = field(default_factory=list, compare=False, repr=False)
+    """Its protobuf, once that was asked for."""
+
+    @property
+    def packed(self) -> bytes:
+        """Its message in protobuf, as lists have it."""
+        if not self.kept:
+            self.kept.append(packing.packed(self.resource.kind, self.decode()))
+        return self.kept[0]
 
     @property
     def key(self) -> str:
@@ -57,7 +67,7 @@ class Stored:
 
     def at(self, version: int) -> "Stored":
         """The same object under another resourceVersion, as a DELETED event shows it."""
-        return replace(self, version=version, item=_head(version) + self.content)
+        return replace(self, version=version, item=_head(version) + self.content, kept=[])
 
     def matches(self, wanted: Selection) -> bool:
         return wanted.matches(self.namespace, self.labels, self.fields)

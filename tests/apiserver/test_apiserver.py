@@ -405,14 +405,22 @@ def test_large_answers_are_gzipped_on_wish(server: ApiServer, client: Client) ->
     assert client.send("GET", SERVICES, Accept_Encoding="gzip").headers["Content-Encoding"] is None
 
 
-def test_only_json_is_served(server: ApiServer, client: Client) -> None:
-    for accept, status in {
-        "application/vnd.kubernetes.protobuf": 406,
-        "application/json;as=Table;v=v1;g=meta.k8s.io": 406,
-        "application/json;as=Table;v=v1;g=meta.k8s.io, application/json": 200,
-        "application/vnd.kubernetes.protobuf, */*": 200,
+@pytest.mark.parametrize("offered", [True, False])
+def test_what_is_accepted_is_served(server: ApiServer, client: Client, offered: bool) -> None:
+    server.promises = Promises(protobuf=offered)
+    packed, plain = "application/vnd.kubernetes.protobuf", "application/json"
+    for accept, wanted in {
+        packed: packed if offered else "",
+        f"{packed}, */*": packed if offered else plain,
+        f"{packed},{plain};q=0.9": packed if offered else plain,
+        f"{packed};q=0.5,{plain}": plain,
+        "application/json;as=Table;v=v1;g=meta.k8s.io": "",
+        "application/json;as=Table;v=v1;g=meta.k8s.io, application/json": plain,
+        "text/html": "",
     }.items():
-        assert client.send("GET", SERVICES, Accept=accept).status == status
+        answer = client.send("GET", SERVICES, Accept=accept)
+        assert answer.status == (200 if wanted else 406)
+        assert answer.headers["Content-Type"] == (wanted or plain)
 
 
 def test_paths_and_methods_that_are_not_served(client: Client) -> None:

@@ -8,25 +8,28 @@ from . import refusals
 from .faults import BOOKMARK, DELIVERY
 from .options import Options
 from .refusals import RefusalError
+from .resources import Resource
 from .sabotage import Sabotage, StreamEndError, forever
+from .speech import Event, Speech
 from .state import OpenWatch, State
-from .store import Event, ExpiredError, Stored
+from .store import Event as Change
+from .store import ExpiredError, Stored
 
 _BATCH = 500
 _CHUNK = 1 << 18
-_END_ANNOTATION = b'"annotations":{"k8s.io/initial-events-end":"true"},'
 
 
 class Watch:
     """One watch request. `begin` fixes where it starts, `run` sends until it ends."""
 
-    def __init__(self, state: State, watch: OpenWatch, options: Options) -> None:
+    def __init__(self, state: State, watch: OpenWatch, options: Options, speech: Speech) -> None:
         self._state = state
+        self._speech = speech
         self._watch = watch
         self._options = options
         self._resource = watch.resource
         self._connection = watch.connection
-        self._initial: list[bytes] = []
+        self._initial: list[Event] = []
         self._cursor = 0
         self._after = 0
 
@@ -45,7 +48,7 @@ class Watch:
         self._cursor, self._watch.sent = view.cursor, view.version
         if wants_state:
             entries = [stored for stored in view.entries if stored.matches(options.wanted)]
-            self._initial = [_line(b"ADDED", stored.whole) for stored in entries]
+            self._initial = [Event("ADDED", self._resource, stored) for stored in entries]
 
     async def run(self) -> None:
         """Send until the time is over, a fault ends it, or history that it needs is forgotten."""
@@ -55,7 +58,7 @@ class Watch:
             await self._send_initial()
             await self._follow(deadline)
         except RefusalError as refusal:
-            await self._connection.chunk(error_line(refusal))
+            await self._connection.chunk(error_line(self._speech, self._resource, refusal))
         except StreamEndError:
             pass
         finally:
@@ -66,7 +69,7 @@ class Watch:
             await self._deliver(self._initial)
         self._initial = []
         if self._options.initial_events:
-            await self._bookmark(_END_ANNOTATION)
+            await self._bookmark(end=True)
 
     async def _follow(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()
@@ -93,48 +96,52 @@ class Watch:
         except ExpiredError as problem:
             raise refusals.expired(str(problem)) from problem
         self._cursor = batch.cursor
-        lines = [line for event in batch.events if (line := self._translate(event))]
+        events = [event for change in batch.events if (event := self._translate(change))]
         if self._state.dice.possible(DELIVERY):
-            for line in lines:
-                await self._deliver([line])
-        elif lines:
-            await self._send(lines)
+            for event in events:
+                await self._deliver([event])
+        elif events:
+            await self._send([self._spoken(event) for event in events])
         self._watch.sent = max(self._watch.sent, batch.version)
         return bool(batch.events)
 
-    def _translate(self, event: Event) -> bytes:
-        """What this watch's selectors make of a change; empty if it isn't concerned."""
-        if event.version <= self._after:
-            return b""
-        now = event.current if self._wants(event.current) else None
-        before = event.previous if self._wants(event.previous) else None
+    def _translate(self, change: Change) -> Event | None:
+        """What this watch's selectors make of a change; None if it isn't concerned."""
+        if change.version <= self._after:
+            return None
+        now = change.current if self._wants(change.current) else None
+        before = change.previous if self._wants(change.previous) else None
         if now is not None:
-            return _line(b"MODIFIED" if before is not None else b"ADDED", now.whole)
-        return b"" if before is None else _line(b"DELETED", before.at(event.version).whole)
+            return Event("MODIFIED" if before is not None else "ADDED", self._resource, now)
+        return None if before is None else Event("DELETED", self._resource, before.at(change.version))
+
+    def _spoken(self, event: Event) -> bytes:
+        return self._speech.event(event, 0)
 
     def _wants(self, stored: Stored | None) -> bool:
         return stored is not None and stored.matches(self._options.wanted)
 
-    async def _bookmark(self, annotation: bytes = b"") -> None:
+    async def _bookmark(self, end: bool = False) -> None:
         """Say how far the stream is. The object has only a resourceVersion, and what a typed encoder adds."""
         if not self._options.bookmarks or self._watch.sent < self._after:
             return
         if self._state.dice.strike(BOOKMARK, "watch", self._resource.plural):
             return
-        metadata = b'"metadata":{%b"resourceVersion":"%d"}' % (annotation, self._watch.sent)
-        content = b"{" + self._resource.type_words + metadata + self._resource.blank + b"}"
-        await self._connection.chunk(_line(b"BOOKMARK", content))
+        event = Event("BOOKMARK", self._resource, version=self._watch.sent, end_of_initial=end)
+        await self._connection.chunk(self._spoken(event))
 
-    async def _deliver(self, lines: Sequence[bytes]) -> None:
+    async def _deliver(self, events: Sequence[Event]) -> None:
         """Send events that are one opportunity for a fault; it strikes at one of them."""
         dice = self._state.dice
         fault = dice.strike(DELIVERY, "watch", self._resource.plural)
+        lines = [self._spoken(event) for event in events]
         if not fault:
             await self._send(lines)
             return
         at = dice.random.randrange(len(lines))
         await self._send(lines[:at])
-        await Sabotage(self._watch, dice, lambda line: self._send([line])).strike(fault, lines[at])
+        sabotage = Sabotage(self._watch, dice, self._speech, lambda line: self._send([line]))
+        await sabotage.strike(fault, events[at])
         await self._send(lines[at + 1 :])
 
     async def _send(self, lines: Sequence[bytes]) -> None:
@@ -166,10 +173,6 @@ class Watch:
                 await self._watch.changed.wait()
 
 
-def error_line(refusal: RefusalError) -> bytes:
+def error_line(speech: Speech, resource: Resource, refusal: RefusalError) -> bytes:
     """The ERROR event that a refusal is once the answer has begun."""
-    return _line(b"ERROR", refusal.status)
-
-
-def _line(kind: bytes, content: bytes) -> bytes:
-    return b'{"type":"%b","object":%b}\n' % (kind, content)
+    return speech.event(Event("ERROR", resource, refusal=refusal), 0)

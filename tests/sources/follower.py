@@ -24,7 +24,7 @@ from kpx.sources.events import Event, Gone, Put, Unsound
 from kpx.sources.resource import Pace
 from tests.apiserver import ApiServer
 
-PACE = Pace(lifetime=(60, 60), patience=3, silence=60, backoff=(0.01, 0.02))
+PACE = Pace(lifetime=(60, 60), patience=3, silence=(60, 60), calm=(60, 60), backoff=(0.01, 0.02))
 WARM = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node-0"}}
 
 

@@ -3,6 +3,7 @@ import dataclasses
 import gc
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -19,15 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpx.api import KubeProxyConfiguration
-from kpx.sources import connection
-from kpx.sources.body import LONGEST, Splitter
+from kpx.sources import connection, http2, requests
+from kpx.sources.body import LONGEST, LineSplitter
 from kpx.sources.cluster import ClusterSource
 from kpx.sources.connection import connect
 from kpx.sources.events import Event, Gone, Put, Synced, Unsound
+from kpx.sources.lister import Lister
 from kpx.sources.mirror import Mirror
 from kpx.sources.resource import Pace
 from kpx.sources.trouble import BrokenAnswerError, RefusedError, RewoundError
-from kpx.sources.wire import Entry, Page, decode_line
+from kpx.sources.wire import JSON, PROTOBUF, Entry, decode_line
 from tests.apiserver import (
     ALLOW_ALL,
     NODE_PROXIER,
@@ -48,7 +50,7 @@ Test = Callable[[ApiServer, Told], Coroutine[Any, Any, None]]
 
 LISTS = Promises(watch_list=False, bookmark_interval=0.3)
 STREAMS = Promises(watch_list=True, bookmark_interval=0.3)
-SUSPICIOUS = dataclasses.replace(STEADY, silence=FAST.silence)
+SUSPICIOUS = dataclasses.replace(STEADY, silence=FAST.silence, calm=FAST.calm)
 MILD = {"drip_rate": 200_000, "hold_seconds": 0.4, "freeze_seconds": 0.2, "oversize_bytes": 1 << 20}
 
 
@@ -102,13 +104,13 @@ async def nothing(server: ApiServer, told: Told) -> None:
 def test_lines_come_whole_however_they_are_cut(lines: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(line + b"\n" for line in lines) + b"unfinished"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
-    splitter = Splitter()
+    splitter = LineSplitter()
     found = [line for start, end in pairwise([0, *cuts, len(stream)]) for line in splitter.feed(stream[start:end])]
     assert found == lines
 
 
 def test_endless_line() -> None:
-    splitter, half = Splitter(), b"x" * (LONGEST // 2)
+    splitter, half = LineSplitter(), b"x" * (LONGEST // 2)
     assert list(splitter.feed(half)) == list(splitter.feed(half)) == []
     with pytest.raises(BrokenAnswerError, match="a line of over"):
         list(splitter.feed(b"x"))
@@ -148,8 +150,10 @@ def test_error_lines() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"metadata":null}', b'{"metadata":{"resourceVersion":""}}'])
 def test_lists_that_are_none(body: bytes) -> None:
+    reader = JSON.reader("Service")
+    list(reader.feed(body))
     with pytest.raises(BrokenAnswerError):
-        Page.of("Service", body)
+        list(reader.rest())
 
 
 # What is news.
@@ -342,16 +346,41 @@ def test_initial_state_then_changes(tmp_path: Path, promises: Promises, tls: boo
         assert told.restarts == {}
         requests = [request.query for request in server.requests]
         watches = [query for query in requests if "watch" in query]
-        assert all(query["allowWatchBookmarks"] == "true" for query in watches if query["timeoutSeconds"] != "1")
+        assert all(query["allowWatchBookmarks"] == "true" for query in watches)
         lists = [query for query in requests if "watch" not in query]
         assert bool(lists) is (promises is LISTS)
-        assert all(query.get("limit") in ("100", "500") for query in lists)
+        assert all(query["resourceVersion"] == "0" for query in lists)  # from the cache
 
     check(tmp_path, test, promises=promises, tls=tls)
 
 
+def test_the_whole_list_from_the_cache(tmp_path: Path) -> None:
+    """In one piece, gzipped by the server, taken apart as it comes."""
+
+    async def run() -> None:
+        async with following(server, tmp_path) as told:
+            await agreed(told, server)
+            assert told.counts["Put"] == 1203
+        lists = [request.query for request in server.requests if "watch" not in request.query]
+        assert len(lists) == 3
+        assert all("limit" not in query and query["resourceVersion"] == "0" for query in lists)
+        assert server.stats.bytes_sent < 400_000
+
+    with ApiServer(promises=LISTS) as server:
+        server.put_all(node_objects(2))
+        server.put_all(population(601))
+        asyncio.run(run())
+
+
+@pytest.fixture
+def paged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if lists were too large to come from the cache in one piece."""
+    monkeypatch.setattr(Lister, "_cached", False)
+
+
+@pytest.mark.usefixtures("paged")
 def test_pages(tmp_path: Path) -> None:
-    """More than a page of each kind, gzipped by the server."""
+    """More than a page of each kind."""
 
     async def run() -> None:
         async with following(server, tmp_path) as told:
@@ -362,7 +391,7 @@ def test_pages(tmp_path: Path) -> None:
         assert [paths.count(path) for path in ("/api/v1/services", "/api/v1/nodes")] == [2, 1]
         assert len(requests) == 2 + 1 + 7
         assert len({request.connection for request in requests}) <= 3
-        assert server.stats.bytes_sent < 400_000
+        assert server.stats.bytes_sent < 800_000
 
     with ApiServer(promises=LISTS) as server:
         server.put_all(node_objects(2))
@@ -471,6 +500,7 @@ def test_relist_tells_only_what_differs(tmp_path: Path, promises: Promises) -> N
     check(tmp_path, test, promises=promises)
 
 
+@pytest.mark.usefixtures("paged")
 def test_list_expires_between_pages(tmp_path: Path) -> None:
     async def run() -> None:
         told = Told()
@@ -494,6 +524,7 @@ def test_list_expires_between_pages(tmp_path: Path) -> None:
         asyncio.run(run())
 
 
+@pytest.mark.usefixtures("paged")
 def test_a_page_that_is_refused_costs_no_other(tmp_path: Path) -> None:
     """Every other page is: who began anew each time would have to be lucky seven times in a row."""
 
@@ -513,8 +544,17 @@ def test_a_page_that_is_refused_costs_no_other(tmp_path: Path) -> None:
         asyncio.run(run())
 
 
+@pytest.fixture(params=["http1, json", "http1, protobuf", "http2, json", "http2, protobuf"])
+def tls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Each transport with each content type; whether the server has TLS, and so HTTP/2."""
+    transport, spelled = request.param.split(", ")
+    if spelled == "json":
+        monkeypatch.setattr(requests, "PROTOBUF", dataclasses.replace(PROTOBUF, wish=JSON.wish, stream=JSON.stream))
+    return bool(transport == "http2")
+
+
 @pytest.mark.parametrize("fault", sorted({*REQUEST, *BODY, *DELIVERY, *BOOKMARK}))
-def test_every_fault(tmp_path: Path, fault: str) -> None:
+def test_every_fault(tmp_path: Path, fault: str, tls: bool) -> None:
     """Three times at the start, and three times while objects change; with lists and with streams."""
 
     async def run(server: ApiServer, directory: Path) -> None:
@@ -547,7 +587,7 @@ def test_every_fault(tmp_path: Path, fault: str) -> None:
     async def both() -> None:
         await asyncio.gather(run(lists, tmp_path / "lists"), run(streams, tmp_path / "streams"))
 
-    with ApiServer(promises=LISTS) as lists, ApiServer(promises=STREAMS) as streams:
+    with ApiServer(promises=LISTS, tls=tls) as lists, ApiServer(promises=STREAMS, tls=tls) as streams:
         for server in (lists, streams):
             server.put_all(node_objects(2))
         asyncio.run(both())
@@ -603,37 +643,73 @@ def test_storm_of_410(tmp_path: Path, promises: Promises) -> None:
     check(tmp_path, test, promises=promises)
 
 
-def test_stalled_watch_is_found_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["http1", "http2"])
+def test_stalled_watch_is_found_out(tmp_path: Path, tls: bool) -> None:
     async def test(server: ApiServer, told: Told) -> None:
         await agreed(told, server)
+        await asyncio.sleep(0.3)  # a bookmark
         server.stall_watches()
         server.put(service("news"))
         await until(lambda: ("Service", "shop", "news") in told.objects)
-        assert set(told.restarts) == {("Service", "stalled")}
+        assert {reason for _, reason in told.restarts} == {"stalled"}
 
-    check(tmp_path, test, promises=Promises(), pace=SUSPICIOUS)
+    check(tmp_path, test, promises=Promises(bookmark_interval=0.2), pace=SUSPICIOUS, tls=tls)
 
 
-def test_silent_watch_is_left_alone(tmp_path: Path) -> None:
-    """Also while the server can't answer whether there is anything new."""
+@pytest.mark.parametrize("tls", [False, True], ids=["http1", "http2"])
+def test_where_nothing_happens_nothing_is_asked(tmp_path: Path, tls: bool) -> None:
+    """Also while the server would refuse to answer."""
 
     async def test(server: ApiServer, told: Told) -> None:
         await agreed(told, server)
-        connections = {watch.connection for watch in server.open_watches}
+        await until(lambda: len(server.open_watches) == 3)
+        before, asked = {watch.connection for watch in server.open_watches}, len(server.requests)
         await asyncio.sleep(2.0)
         server.faults = Faults(unavailable=0.4, mute=0.4, reset=0.4)
         await asyncio.sleep(2.0)
-        assert connections <= {watch.connection for watch in server.open_watches}
+        assert before == {watch.connection for watch in server.open_watches}
+        assert len(server.requests) == asked
         assert told.restarts == {}
+        assert server.stats.connections == (1 if tls else 3)
         server.faults = Faults()
 
-    check(tmp_path, test, promises=Promises(), pace=SUSPICIOUS)
+    check(tmp_path, test, promises=Promises(bookmark_interval=0.2), pace=SUSPICIOUS, tls=tls)
+
+
+def test_a_server_that_hangs_does_not_answer_a_ping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel acknowledges what comes, and TCP is content."""
+    monkeypatch.setattr(http2, "PING_AFTER", 0.5)
+    monkeypatch.setattr(http2, "PING_PATIENCE", 0.5)
+
+    async def run() -> None:
+        told = Told()
+        async with (
+            connected(server.kubeconfig(tmp_path / "kubeconfig")) as made,
+            running(ClusterSource(made, "node-0", told.restarted, STEADY), told),
+        ):
+            await until(told.complete)
+            await asyncio.sleep(2.0)
+            assert told.restarts == {}  # it answers
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await until(lambda: sum(told.restarts.values()) >= 3, 30)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            assert told.reasons() == {"stalled"}
+            server.put(service("news"))
+            await until(lambda: ("Service", "shop", "news") in told.objects)
+
+    with ApiServerProcess(tls=True) as server:
+        server.put_all(node_objects())
+        asyncio.run(run())
 
 
 def test_real_times() -> None:
-    """Worst case of a stalled watch: news right after a probe, then the next probe, its grace, a new watch."""
+    """As kube-proxy asks; and bookmarks come about once a minute, some of them a few seconds later."""
     pace = Pace()
-    assert pace.silence + 1 + 1 + 1 < 30
+    assert (http2.PING_AFTER, http2.PING_PATIENCE) == (30.0, 15.0)
+    assert 75 < min(pace.silence) <= max(pace.silence) <= 90
+    assert max(pace.calm) < min(pace.lifetime)
     assert connection._RENEWAL_SECONDS < pace.patience < 30  # old credentials are used before patience is lost
 
 

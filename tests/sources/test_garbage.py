@@ -41,8 +41,9 @@ from .hostile import (
 )
 from .told import connected, running, until
 
+PACKED = "application/vnd.kubernetes.protobuf;stream=watch"
 RECORDINGS = Path(__file__).parent / "recordings"
-QUICK = Pace(lifetime=(1, 2), patience=0.5, silence=0.1, proof=0.2, backoff=(0.001, 0.01))
+QUICK = Pace(lifetime=(1, 2), patience=0.5, silence=(0.1, 0.2), calm=(0.1, 0.2), backoff=(0.001, 0.01))
 NODE = "sample-node"
 LATER = 10**9
 """The resourceVersion of the sane server: later than any of the recordings."""
@@ -177,7 +178,7 @@ def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
 def mutated(name: str, rng: random.Random) -> bytes:
     body = (RECORDINGS / name).read_bytes()
     if name.endswith(".protobuf"):
-        return body
+        return mutated_bytes(body, rng) if rng.random() < 0.7 else body
     if ".watch." in name:
         lines = body.splitlines(keepends=True)
         if rng.random() < 0.6:
@@ -201,11 +202,12 @@ class Mutants:
     async def __call__(self, request: Request, connection: Connection) -> None:
         rng = self._rng
         plural = request.path.rpartition("/")[2]
-        name = f"{plural}.{'watch' if is_watch(request) else 'list'}.json"
+        spelled = rng.choice(["json", "protobuf"])
+        name = f"{plural}.{'watch' if is_watch(request) else 'list'}.{spelled}"
         if rng.random() < 0.1:
             name = rng.choice(BODIES)
         code = rng.choice(STATUSES) if rng.random() < 0.1 else 200
-        content_type = rng.choice(TYPES) if rng.random() < 0.05 else JSON
+        content_type = rng.choice(TYPES) if rng.random() < 0.05 else JSON if spelled == "json" else PACKED
         answer = head(code, content_type) + mutated(name, rng)
         if rng.random() < 0.05:
             answer = mutated_bytes(answer, rng)

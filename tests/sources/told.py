@@ -20,9 +20,9 @@ from tests.apiserver.sabotage import PADDING
 KINDS = ("EndpointSlice", "Node", "Service")
 Key = tuple[str, str, str]
 
-FAST = Pace(lifetime=(20, 30), patience=1.5, silence=0.4, backoff=(0.05, 0.2))
+FAST = Pace(lifetime=(20, 30), patience=1.5, silence=(1.2, 1.5), calm=(1.3, 1.6), backoff=(0.05, 0.2))
 """For servers that fall silent. On a busy machine a sound one may seem to do so."""
-STEADY = replace(FAST, patience=60, silence=60)
+STEADY = replace(FAST, patience=60, silence=(60, 60), calm=(60, 60))
 """Where a test counts on it that there is no trouble but the one that it makes."""
 
 
