@@ -5,7 +5,7 @@ No clock is asked: how often rules are compared with packets, and looked at by c
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -118,28 +118,29 @@ def test_the_commands_answer_of_diamonds() -> None:
 # ---- the answers are right ----
 
 
-@given(st.integers(0, 10_000), st.integers(2, 9))
-@settings(max_examples=150, deadline=None)
-def test_what_is_worked_out_once_is_what_all_ways_come_to(seed: int, size: int) -> None:
+def test_what_is_worked_out_once_is_what_all_ways_come_to() -> None:
     """The outcomes, by chains that are passed once, against the sum of all ways, told apart; and the samples' sum."""
-    held = simulator(web(seed, size), web(seed + 1, size, "F-"))
-    for origin in Origin:
-        whole = summed(held, packet(origin), simulate._Mode.WAYS)
-        assert whole == held.outcomes(packet(origin))
-        assert whole == summed(held, packet(origin), simulate._Mode.SAMPLES)
+    listed = 0
+    for seed in range(120):
+        held = simulator(web(seed, 2 + seed % 6), web(seed + 1, 2 + seed % 6, "F-"))
+        for asked in map(packet, Origin):
+            outcomes = held.outcomes(asked)
+            assert summed(held, asked, simulate._Mode.SAMPLES) == outcomes
+            with suppress(simulate._WaysError):
+                assert summed(held, asked, simulate._Mode.WAYS) == outcomes
+                listed += 1
+    assert listed > 240  # of 360; the others have too many ways
 
 
 def summed(held: Simulator, asked: Packet, mode: simulate._Mode) -> Mapping[Outcome, Fraction]:
-    journey = simulate._Journey(held, asked, {}, mode)
-    journey.toll.pay = lambda *_: None  # type: ignore[method-assign]
     sums: dict[Outcome, Fraction] = defaultdict(Fraction)
-    for outcome, _, weight in journey.ends():
+    for outcome, _, weight in simulate._Journey(held, asked, {}, mode).ends():
         sums[outcome] += weight
     return sums
 
 
-@given(st.integers(0, 10_000), st.integers(2, 60))
-@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 40))
+@settings(max_examples=40, deadline=None)
 def test_loops_end_and_are_not_known(seed: int, size: int) -> None:
     """Chains that lead to themselves, as no kernel takes them: the work is bounded, nothing is lost, the same is said
     twice."""
@@ -175,7 +176,7 @@ def test_a_long_chain_of_rules() -> None:
     chain = {"C-A": (*(f"-s 198.51.100.{n % 250}/32 -j C-B" for n in range(5_000)), HALF), "C-B": ("-j LOG",)}
     held = simulator(chain)
     assert held.outcomes(packet(Origin.OUTSIDE)) == {Outcome(Fate.UNTOUCHED): 1}
-    assert {path.is_sample for path in held.paths(packet(Origin.OUTSIDE))} == {True}
+    assert sum(path.probability for path in held.paths(packet(Origin.OUTSIDE))) == 1
 
 
 @pytest.mark.parametrize("what", ["-j MARK --set-xmark {bit:#x}/{bit:#x}", "-m recent --set --name L{at} --rsource"])

@@ -27,6 +27,7 @@ from kpx.family import Family
 from kpx.netfilter.save import parse_save
 from tests.analysis import doubtful
 from tests.analysis.probes import destinations, from_everywhere
+from tests.analysis.webs import HALF, ladder, tables, web
 from tests.compiler.layouts import Input
 from tests.compiler.towns import CONFIG, NODE_ADDRESSES, town
 from tests.graph.browser import browser, missing
@@ -484,3 +485,30 @@ def test_packets_of_which_not_all_is_known_end_as_kpx_trace_says(chrome: Chrome,
             assert_same(chrome, simulator, packets, tmp_path)
             unknown += sum(any(one.fate == "unknown" for one in simulator.outcomes(packet)) for packet in packets)
     assert unknown > 50
+
+
+def test_packets_through_chains_that_branch_and_join_end_as_kpx_trace_says(chrome: Chrome, tmp_path: Path) -> None:
+    """Ladders with more ways than anybody can list, webs, loops, and tables that nobody could read."""
+    packets = [
+        Packet(source, "10.96.0.50", "tcp", 80, origin=origin)
+        for origin, source in (
+            (Origin.POD, "10.244.0.9"),
+            (Origin.OUTSIDE, "198.51.100.7"),
+            (Origin.NODE, "192.0.2.10"),
+        )
+    ]
+    host = Host(["192.0.2.10"])
+    for rungs in (
+        (HALF, HALF, ""),
+        ("-m mark --mark 0x1/0x1", "-s 10.244.0.0/16", ""),
+        ("-m set --match-set a src", ""),
+    ):
+        made = tables(ladder(60, rungs), ladder(60, rungs, "F-"))
+        assert_same(chrome, Simulator(made, Family.IPV4, host), packets, tmp_path)
+        assert_same(chrome, Simulator(made, Family.IPV4, host, {}, {"filter": "not there"}), packets, tmp_path)
+    for seed in range(12):
+        made = tables(web(seed, 12), web(seed + 1, 8, "F-"))
+        assert_same(chrome, Simulator(made, Family.IPV4, host), packets, tmp_path)
+    assert_same(chrome, Simulator(tables(ladder(300, ("",))), Family.IPV4, host), packets, tmp_path)
+    unread = {"nat": "nobody could read nat", "mangle": "nor mangle"}
+    assert_same(chrome, Simulator(tables(ladder(3, ("",))), Family.IPV4, host, {}, unread), packets, tmp_path)

@@ -532,7 +532,7 @@ const Walk = (() => {
   };
   const HOOKS = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
   const ALL_TABLES = ["raw", "mangle", "nat", "filter", "security"];
-  const MOST_WAYS = 20000, DEEPEST = 128;
+  const MOST_WAYS = 20000, DEEPEST = 128, MOST_STEPS = 500, LAST_STEPS = 20;
 
   class TooManyWays extends Error {}
 
@@ -662,8 +662,8 @@ const Walk = (() => {
       }
       const { out, ends } = this.passage(scene, name, p, above);
       for (const end of ends)
-        this.ends.push({ ...end, weight: times(weight, end.weight), steps: [...p.steps, ...end.steps] });
-      for (const [verdict, q, part] of out) yield [verdict, { ...q, steps: [...p.steps, ...q.steps] }, times(weight, part)];
+        this.ends.push({ ...end, weight: times(weight, end.weight), steps: behind(p.steps, end.steps) });
+      for (const [verdict, q, part] of out) yield [verdict, { ...q, steps: behind(p.steps, q.steps) }, times(weight, part)];
     }
 
     passage(scene, name, p, above) {
@@ -747,6 +747,13 @@ const Walk = (() => {
   }
 
   const KEPT = ["source", "destination", "port", "mark", "connmark", "translated", "masqueraded", "tracked", "unread"];
+
+  // Steps, and others behind them; where that gets too long, what stands between is left out.
+  function behind(steps, later) {
+    if (steps.length + later.length <= MOST_STEPS) return [...steps, ...later];
+    const last = later.slice(-LAST_STEPS), gap = { ...last[0], position: 0, rule: "… more rules, not shown" };
+    return [...steps, ...(last.length < later.length ? [gap] : []), ...last];
+  }
 
   // Packets that are the same but for their ways are one, with the way of the first.
   function summed(on) {
