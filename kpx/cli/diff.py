@@ -19,6 +19,7 @@ from kpx.cli.output import columns, json_text
 from kpx.compiler.compile import Layout
 from kpx.errors import KpxError
 from kpx.family import Family
+from kpx.netfilter.comments import commented_alike
 from kpx.netfilter.counting import any_counts, uncounted
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved
@@ -95,7 +96,7 @@ def _compare_rules(
 
 
 def _differences(desired: Ruleset, live: Saved) -> Found:
-    live = uncounted(live)
+    live = commented_alike(uncounted(live), desired)
     plan = make_plan(desired, live)
     return differences(plan.edits, owners_of(desired, live)) if plan else {}
 

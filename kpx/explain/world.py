@@ -15,6 +15,7 @@ from kpx.model.cluster import Cluster, claims_in, cluster_of
 from kpx.model.endpoint import Endpoints, is_of, service_of
 from kpx.model.policy import Selection, select
 from kpx.model.service import ServicePort, ServicePortName
+from kpx.netfilter.comments import commented_alike
 from kpx.netfilter.counting import uncounted
 from kpx.netfilter.ruleset import Ruleset
 from kpx.netfilter.save import Saved
@@ -76,7 +77,8 @@ class World:
         """What the rules that are there should be otherwise, by service port."""
         if self.saved is None:
             return {}
-        return differences(make_plan(self.ruleset, uncounted(self.saved)).edits, owners_of(self.ruleset, self.saved))
+        there = commented_alike(uncounted(self.saved), self.ruleset)
+        return differences(make_plan(self.ruleset, there).edits, owners_of(self.ruleset, there))
 
     @cached_property
     def node(self) -> api.Node | None:
