@@ -21,7 +21,7 @@ def bare(rule: str) -> str:
 
 def commented_alike(saved: Saved, desired: Ruleset) -> Saved:
     """The same rules, with comments as `desired` has them where only one of both has any."""
-    wanted: Mapping[str, Table] = {**desired.tables}
+    wanted: Mapping[str, Table] = dict(desired.tables.items())
     return {
         name: SavedTable(_Alike(table.chains, wanted[name])) if name in wanted else table
         for name, table in saved.items()
