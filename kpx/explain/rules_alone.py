@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kpx.analysis.notation import parse_place, parse_port
+from kpx.analysis.packet import Origin
 from kpx.analysis.simulate import Simulator
 from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
@@ -64,7 +65,7 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
         every = _services(simulator)
         words, some = _matching(asked, every, simulator)
         about = about or words
-        ports += [_report(simulator, one) for one in some]
+        ports += [_report(simulator, one, _pod(one, every.values())) for one in some]
         if words:
             findings |= dict.fromkeys(_jumps(simulator))
     if not about:
@@ -75,9 +76,10 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
 
 def trials(simulator: Simulator, most: int) -> Iterator[tuple[Way, Sender]]:
     """Ways to Services that have endpoints, each with everybody who may use it; of so many service ports at most."""
-    served = [one for one in _services(simulator).values() if one.endpoints]
+    every = _services(simulator).values()
+    served = [one for one in every if one.endpoints]
     for one in served[:most]:
-        who = _senders(simulator, one, *_sources(one))
+        who = _senders(simulator, one, *_sources(one), _pod(one, every))
         for (address, port), kind in one.ways.items():
             if address:
                 yield from ((Way(kind, address, port, one.protocol), sender) for sender in who)
@@ -199,11 +201,12 @@ def _names(some: Iterable[_Found]) -> str:
 # ---- telling ----
 
 
-def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
+def _report(simulator: Simulator, one: _Found, pod: str) -> ServicePortReport:
+    """All that is told of a service port; `pod` is the address of one that isn't among its endpoints."""
     rules = [rule for chain in one.chains.values() for rule in chain]
     pods, ranges = _sources(one)
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
-    who = _senders(simulator, one, pods, ranges)
+    who = _senders(simulator, one, pods, ranges, pod)
     ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
     places = one.endpoints or None
     told = [way for way in ways if way.address]
@@ -250,9 +253,26 @@ def _own(simulator: Simulator) -> str:
     return next(iter(simulator.host.addresses(simulator.family)), "")
 
 
-def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str]) -> tuple[Sender, ...]:
-    addresses = list(dict.fromkeys(place.rpartition(":")[0].strip("[]") for place in sorted(one.endpoints)))
-    return senders(simulator.family, pods, _own(simulator), addresses, ranges)
+def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str], pod: str) -> tuple[Sender, ...]:
+    found = senders(simulator.family, pods, _own(simulator), _addresses(one), ranges)
+    # Where no rule tells pods by their addresses, another Service's endpoint is one.
+    own = simulator.host.addresses(simulator.family)
+    return found if pods or not pod or pod in own else (Sender("pods", Origin.POD, pod), *found)
+
+
+def _addresses(one: _Found) -> Sequence[str]:
+    return list(dict.fromkeys(place.rpartition(":")[0].strip("[]") for place in sorted(one.endpoints)))
+
+
+def _pod(one: _Found, every: Iterable[_Found]) -> str:
+    """The address of a pod that is no endpoint of a Service: one of the cluster's DNS, if there is one; empty if none.
+
+    The API server's endpoints are nodes.
+    """
+    others = [other for other in every if other.name.partition(":")[0] not in ("default/kubernetes", one.name)]
+    others.sort(key=lambda other: "dns" not in other.name)
+    taken = set(_addresses(one))
+    return next((address for other in others for address in _addresses(other) if address not in taken), "")
 
 
 def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterator[Finding]:

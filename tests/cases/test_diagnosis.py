@@ -288,6 +288,16 @@ def test_nothing_is_wrong_where_nothing_is() -> None:
         assert NOTHING in told("explain", asked, "--rules", "-", *NODE, stdin=SOUND)
 
 
+def test_pods_are_known_where_no_rule_tells_their_addresses() -> None:
+    """As on EKS: no rule asks for a network of pods; but endpoints are some."""
+    text = re.sub("^-A KUBE-SVC-.* ! -s .*\n|^-A KUBE-EXT-.* -s 10.*\n", "", SOUND, flags=re.MULTILINE)
+    text = re.sub("^-A KUBE-SVC-[A-Z0-9]* ! -s .*\n", "", text, flags=re.MULTILINE)
+    assert "10.244.0.0/16" not in text
+    for port in explained(text).ports:
+        assert {use.sender for way in port.ways for use in way.uses} == {"pods", "the node itself", "outside"}
+    assert NOTHING in told("explain", "shop/web", "--rules", "-", *NODE, stdin=text)
+
+
 def test_what_a_service_refuses_it_refuses_on_purpose() -> None:
     folder = HERE.parent / "conformance" / "cases" / "loadbalancer-source-ranges"
     answer = told("explain", "shop/web", "--rules", str(folder / "ipv4.save"), *NODE)
