@@ -237,7 +237,7 @@ def _report(simulator: Simulator, one: _Found, pod: str) -> ServicePortReport:
             )
             for place in sorted(one.endpoints)
         ],
-        findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who, places)],
+        findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, (*who, *_itself(one)), places)],
     )
 
 
@@ -258,6 +258,12 @@ def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str]
     # Where no rule tells pods by their addresses, another Service's endpoint is one.
     own = simulator.host.addresses(simulator.family)
     return found if pods or not pod or pod in own else (Sender("pods", Origin.POD, pod), *found)
+
+
+def _itself(one: _Found) -> Iterator[Sender]:
+    """An endpoint, which may be sent to itself and has to be masqueraded then."""
+    for address in _addresses(one)[:1]:
+        yield Sender(f"endpoint {address} itself", Origin.POD, address)
 
 
 def _addresses(one: _Found) -> Sequence[str]:

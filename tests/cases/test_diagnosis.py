@@ -265,6 +265,18 @@ STOPS: dict[str, tuple[Callable[[], str], str]] = {
         lambda: placed("nat", "PREROUTING", "-s 10.244.0.0/16 -j ACCEPT"),
         "taken by rule 1 of nat PREROUTING",
     ),
+    "RETURN in POSTROUTING": (
+        lambda: placed("nat", "POSTROUTING", "-s 10.244.0.0/16 -d 10.244.0.0/16 -j RETURN"),
+        "although marked for masquerading: taken by rule 1 of nat POSTROUTING",
+    ),
+    "ACCEPT in POSTROUTING": (
+        lambda: placed("nat", "POSTROUTING", "-j ACCEPT"),
+        "although marked for masquerading: taken by rule 1 of nat POSTROUTING",
+    ),
+    "nobody masquerades": (
+        lambda: changed(("^-A KUBE-POSTROUTING .*MASQUERADE.*\n", "")),
+        "sent to endpoints with their own source, although marked for masquerading",
+    ),
     "no jump": (lambda: changed(("^-A PREROUTING .*KUBE-SERVICES\n", "")), "no rule leads to an endpoint"),
 }  # fmt: skip
 
