@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from kpx.analysis.packet import Fate, Outcome, Packet, number
+from kpx.analysis.packet import Fate, Origin, Outcome, Packet, number
 from kpx.analysis.simulate import Path, Simulator
 from kpx.analysis.state import Step
 from kpx.netfilter.destination import oddities
@@ -231,11 +231,25 @@ def _untranslated(simulator: Simulator, packet: Packet, path: Path) -> Stop:
         if step.table == "raw" and target_of(step.rule) in ("NOTRACK", "CT"):
             cached = _is_cached(simulator.tables.get("filter", {}).get("INPUT", ()), packet)
             return Stop.by(Kind.DNS_CACHE if cached else Kind.UNTRACKED, path.outcome.fate, step)
+    if _is_left_out(simulator, packet, path):
+        return Stop(Kind.SERVICE, path.outcome.fate)
     of_nat = [one for one in path.steps if one.table == "nat" and one.hook in ("PREROUTING", "OUTPUT")]
     taker = next((one for one in of_nat if target_of(one.rule) in ("RETURN", "ACCEPT")), None)
     if taker:
         return Stop.by(Kind.TAKEN, path.outcome.fate, taker)
     return Stop(Kind.NOT_LED, path.outcome.fate)
+
+
+def _is_left_out(simulator: Simulator, packet: Packet, path: Path) -> bool:
+    """Whether a kube-proxy before 1.26 leaves a packet out: outside of source ranges, or from the node itself.
+
+    It marks the former for kubelet to drop, which drops only what is not forwarded.
+    """
+    if any(target_of(step.rule) == MARK_DROP for step in path.steps):
+        return True
+    entries = simulator.tables.get("nat", {}).get("KUBE-SERVICES", ())
+    own = (rule for rule in entries if rule.startswith(f"-d {packet.destination}/"))
+    return packet.origin is Origin.NODE and any("! --src-type LOCAL" in rule for rule in own)
 
 
 def _is_cached(accepting: Rules, packet: Packet) -> bool:

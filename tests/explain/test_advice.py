@@ -274,6 +274,7 @@ OF_RULES: list[tuple[str, Callable[[], str], Callable[[str], str]]] = [
     ("taken", lambda: first("nat", "PREROUTING", "-s 10.244.0.0/16 -j ACCEPT"),
      replaced(f"-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n{JUMP}",
               f"{JUMP}-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n")),
+    ("node-port-closed", lambda: changed("^-A KUBE-SERVICES .*KUBE-NODEPORTS\n", ""), rewritten),
     ("unmasqueraded", lambda: changed("^-A KUBE-POSTROUTING .*MASQUERADE.*\n", ""), rewritten),
     ("unmasqueraded", lambda: first("nat", "POSTROUTING", "-s 10.244.0.0/16 -j ACCEPT"),
      moved("-A POSTROUTING -s 10.244.0.0/16 -j ACCEPT\n", BEHIND)),
