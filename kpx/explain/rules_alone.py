@@ -4,8 +4,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from kpx.analysis.notation import parse_place, parse_port
+from kpx.analysis.packet import Origin
 from kpx.analysis.simulate import Simulator
 from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
@@ -22,7 +24,7 @@ _ENTRY = re.compile(
     r"(?:(?:! )?-s \S+ )?(?:-d (?P<address>\S+)/(?:32|128) )?-p (?P<protocol>\S+) .*--dport (?P<port>[0-9]{1,5}) "
 )
 _DNAT = re.compile(r"-p (\S+) .*-j DNAT --to-destination (\S+)")
-_PODS = re.compile(r"! (-s \S+) -d ")
+_PODS = re.compile(r"(?:-d \S+ )?! (-[si] \S+) (?:-d|-p) ")
 _SECONDS = re.compile(r"--rcheck --seconds ([0-9]{1,10})")
 _RANGE = re.compile(r"-s (\S+) ")
 _SIGNS = {Balance.ROUND_ROBIN: "--mode nth", Balance.SOURCE_HASH: "-m bpf"}
@@ -64,7 +66,7 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
         every = _services(simulator)
         words, some = _matching(asked, every, simulator)
         about = about or words
-        ports += [_report(simulator, one) for one in some]
+        ports += [_report(simulator, one, _pod(one, every.values())) for one in some]
         if words:
             findings |= dict.fromkeys(_jumps(simulator))
     if not about:
@@ -75,9 +77,10 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
 
 def trials(simulator: Simulator, most: int) -> Iterator[tuple[Way, Sender]]:
     """Ways to Services that have endpoints, each with everybody who may use it; of so many service ports at most."""
-    served = [one for one in _services(simulator).values() if one.endpoints]
+    every = _services(simulator).values()
+    served = [one for one in every if one.endpoints]
     for one in served[:most]:
-        who = _senders(simulator, one, *_sources(one))
+        who = _senders(simulator, one, *_sources(one), _pod(one, every))
         for (address, port), kind in one.ways.items():
             if address:
                 yield from ((Way(kind, address, port, one.protocol), sender) for sender in who)
@@ -199,12 +202,18 @@ def _names(some: Iterable[_Found]) -> str:
 # ---- telling ----
 
 
-def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
+def _report(simulator: Simulator, one: _Found, pod: str) -> ServicePortReport:
+    """All that is told of a service port; `pod` is the address of one that isn't among its endpoints."""
     rules = [rule for chain in one.chains.values() for rule in chain]
     pods, ranges = _sources(one)
     seconds = max((int(match[1]) for rule in rules if (match := _SECONDS.search(rule))), default=0)
-    who = _senders(simulator, one, pods, ranges)
-    ways = [Way(kind, address or _own(simulator), port, one.protocol) for (address, port), kind in one.ways.items()]
+    who = _senders(simulator, one, pods, ranges, pod)
+    open_on = _node_port_address(simulator)
+    ways = [
+        Way(kind, address or open_on or "", port, one.protocol)
+        for (address, port), kind in one.ways.items()
+        if address or open_on is not None
+    ]
     places = one.endpoints or None
     told = [way for way in ways if way.address]
     reports = [way_report(simulator, way, who, places) for way in told]
@@ -234,8 +243,15 @@ def _report(simulator: Simulator, one: _Found) -> ServicePortReport:
             )
             for place in sorted(one.endpoints)
         ],
-        findings=[*_findings(one, ways, simulator), *of_stops(simulator, told, who, places)],
+        findings=[*_findings(one, ways, simulator), *_stopped(simulator, one, told, (*who, *_itself(one, pods)))],
     )
+
+
+def _stopped(simulator: Simulator, one: _Found, ways: Sequence[Way], who: Sequence[Sender]) -> Iterator[Finding]:
+    """What keeps packets from endpoints; that nothing leads to any is no fault where there are none."""
+    without = bool(one.refusals) and not one.endpoints
+    found = of_stops(simulator, ways, who, one.endpoints or None)
+    yield from (finding for finding in found if not (without and finding.code == "not-led"))
 
 
 def _sources(one: _Found) -> tuple[str, Sequence[str]]:
@@ -245,14 +261,52 @@ def _sources(one: _Found) -> tuple[str, Sequence[str]]:
     return next((match[1] for rule in (*rules, *one.marks) if (match := _PODS.match(rule))), ""), ranges
 
 
+_OPEN = re.compile(r"(?:-d (\S+)/(?:32|128) )?.*-j KUBE-NODEPORTS$")
+
+
+def _node_port_address(simulator: Simulator) -> str | None:
+    """An address on which node ports are open; empty if the node's aren't known, None if they are open on none."""
+    rules = simulator.tables.get("nat", {}).get("KUBE-SERVICES", ())
+    jumps = [found[1] or "" for rule in rules if (found := _OPEN.match(rule))]
+    if not jumps:
+        return None
+    if "" in jumps:
+        return _own(simulator)
+    return next((one for one in jumps if not ip_address(one).is_loopback), None)
+
+
 def _own(simulator: Simulator) -> str:
     """An address of the host, if one is known."""
     return next(iter(simulator.host.addresses(simulator.family)), "")
 
 
-def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str]) -> tuple[Sender, ...]:
-    addresses = list(dict.fromkeys(place.rpartition(":")[0].strip("[]") for place in sorted(one.endpoints)))
-    return senders(simulator.family, pods, _own(simulator), addresses, ranges)
+def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str], pod: str) -> tuple[Sender, ...]:
+    found = senders(simulator.family, pods, _own(simulator), _addresses(one), ranges)
+    # Where no rule tells pods by their addresses, another Service's endpoint is one.
+    own = simulator.host.addresses(simulator.family)
+    return found if pods or not pod or pod in own else (Sender("pods", Origin.POD, pod), *found)
+
+
+def _itself(one: _Found, pods: str) -> Iterator[Sender]:
+    """An endpoint, which may be sent to itself and has to be masqueraded then."""
+    interface = pods.removeprefix("-i ").replace("+", "0") if pods.startswith("-i ") else None
+    for address in _addresses(one)[:1]:
+        yield Sender(f"endpoint {address} itself", Origin.POD, address, interface)
+
+
+def _addresses(one: _Found) -> Sequence[str]:
+    return list(dict.fromkeys(place.rpartition(":")[0].strip("[]") for place in sorted(one.endpoints)))
+
+
+def _pod(one: _Found, every: Iterable[_Found]) -> str:
+    """The address of a pod that is no endpoint of a Service: one of the cluster's DNS, if there is one; empty if none.
+
+    The API server's endpoints are nodes.
+    """
+    others = [other for other in every if other.name.partition(":")[0] not in ("default/kubernetes", one.name)]
+    others.sort(key=lambda other: "dns" not in other.name)
+    taken = set(_addresses(one))
+    return next((address for other in others for address in _addresses(other) if address not in taken), "")
 
 
 def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterator[Finding]:
@@ -274,6 +328,16 @@ def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterato
             what="The node's addresses aren't known: endpoints are taken to be elsewhere, and what becomes of packets "
             "to its node port isn't told.",
             advice="Give the node's addresses by --node-address.",
+        )
+    jumps = any(_OPEN.match(rule) for rule in simulator.tables.get("nat", {}).get("KUBE-SERVICES", ()))
+    if _node_port_address(simulator) is None and any(not address for address, _ in one.ways) and one.endpoints:
+        yield Finding(
+            code="node-port-closed",
+            what="Its node port is open on no address but loopback's: no rule of KUBE-SERVICES leads to KUBE-NODEPORTS "
+            "from elsewhere. Either nodePortAddresses names no other address of this node, or that rule was lost.",
+            advice="Put a range into nodePortAddresses in which this node has an address; then have the proxy write "
+            "its rules (`kpx apply`).",
+            wrong=not jumps,
         )
     own = set(simulator.host.addresses(simulator.family))
     for way in ways:

@@ -18,6 +18,7 @@ _ADVICE = {
     Kind.TAKEN: advice.move_behind("KUBE-SERVICES").words,
     Kind.AT_END: advice.ACCEPTED.words,
     Kind.ELSEWHERE: advice.move_behind("KUBE-SERVICES").words,
+    Kind.UNMASQUERADED: advice.move_behind("KUBE-POSTROUTING").words,
     Kind.BROKEN: advice.MIXED_VERSIONS.words,
     Kind.NOT_LED: advice.LED.words,
     Kind.NOT_KNOWN: "`kpx trace` with --interface, --out-interface or --node-address may tell.",
@@ -34,6 +35,7 @@ _CODES = {
     Kind.TAKEN: "taken",
     Kind.NOT_LED: "not-led",
     Kind.ELSEWHERE: "sent-elsewhere",
+    Kind.UNMASQUERADED: "unmasqueraded",
     Kind.BROKEN: "broken-translation",
     Kind.NOT_KNOWN: "not-known",
 }
@@ -64,6 +66,8 @@ def of_stops(
 
 def _advice(stop: Stop) -> str:
     """What to do; a rule of somebody else in a chain of the proxy's has no place there."""
+    if stop.kind is Kind.UNMASQUERADED and not stop.position:
+        return advice.CHAIN_AGAIN.words
     is_foreign = stop.kind in (Kind.TAKEN, Kind.REFUSED, Kind.ELSEWHERE) and ours(stop.chain)
     return advice.STRANGER.words if is_foreign else _ADVICE[stop.kind]
 

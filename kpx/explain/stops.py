@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from kpx.analysis.packet import Fate, Outcome, Packet
+from kpx.analysis.packet import Fate, Origin, Outcome, Packet, number
 from kpx.analysis.simulate import Path, Simulator
 from kpx.analysis.state import Step
 from kpx.netfilter.destination import oddities
-from kpx.netfilter.names import MARK_DROP, is_policy, ours
+from kpx.netfilter.names import MARK_DROP, MARK_MASQ, is_policy, ours
 from kpx.netfilter.owners import rule_owner
 from kpx.netfilter.rule import RuleError, parse_rule, target_of
 from kpx.netfilter.ruleset import Rules
@@ -38,6 +38,8 @@ class Kind(Enum):
     """No rule leads to an endpoint."""
     ELSEWHERE = auto()
     """It is translated to where none of the Service's endpoints is."""
+    UNMASQUERADED = auto()
+    """It gets to an endpoint, but with its own source, although it was marked: the answer goes astray."""
     BROKEN = auto()
     """It is translated to where nobody is."""
     NOT_KNOWN = auto()
@@ -84,6 +86,8 @@ class Stop:
                 return f"not translated, kept from nat{by}"
             case Kind.TAKEN:
                 return f"not translated, taken{by}"
+            case Kind.UNMASQUERADED:
+                return f"{outcome.destination}, marked but not masqueraded{by}"
             case Kind.ELSEWHERE:
                 return f"sent to {outcome.destination}, no endpoint of it,{by}"
             case Kind.BROKEN:
@@ -107,6 +111,9 @@ class Stop:
                 return f"not translated: taken {by} before a rule translates them"
             case Kind.NOT_LED:
                 return "not translated: no rule leads to an endpoint"
+            case Kind.UNMASQUERADED:
+                whose = f": taken {by} before KUBE-POSTROUTING" if by else ""
+                return f"sent to endpoints with their own source, although marked for masquerading{whose}"
             case Kind.ELSEWHERE:
                 return f"sent to {self.detail}, which is no endpoint of it, {by}".strip(" ,")
             case Kind.BROKEN:
@@ -123,6 +130,7 @@ def stops(simulator: Simulator, packet: Packet, endpoints: Collection[str] | Non
     outcomes = simulator.outcomes(packet)
     if all(
         one.fate is Fate.TRANSLATED
+        and one.masqueraded
         and _is_somewhere(one.destination)
         and (endpoints is None or one.destination in endpoints)
         for one in outcomes
@@ -151,7 +159,7 @@ def _stop(simulator: Simulator, packet: Packet, path: Path, endpoints: Collectio
         case Fate.UNKNOWN:
             return _broken(path) or Stop(Kind.NOT_KNOWN, fate, detail=path.outcome.detail)
         case Fate.TRANSLATED:
-            return _broken(path) or _elsewhere(path, endpoints)
+            return _broken(path) or _elsewhere(path, endpoints) or _unmasqueraded(simulator, path)
         case Fate.UNTOUCHED:
             return _untranslated(simulator, packet, path)
     if last is None:
@@ -198,6 +206,19 @@ def _elsewhere(path: Path, endpoints: Collection[str] | None) -> Stop | None:
     return Stop.by(Kind.ELSEWHERE, path.outcome.fate, step, to) if step else None
 
 
+def _unmasqueraded(simulator: Simulator, path: Path) -> Stop | None:
+    """Of what is for the host itself, as an endpoint on its network is, POSTROUTING is never asked."""
+    marked = any(target_of(step.rule) == MARK_MASQ for step in path.steps)
+    address = path.outcome.destination.rpartition(":")[0].strip("[]")
+    if path.outcome.masqueraded or not marked or simulator.host.is_local(number(address), simulator.family):
+        return None
+    behind = (step for step in path.steps if (step.table, step.hook) == ("nat", "POSTROUTING"))
+    takers = [step for step in behind if target_of(step.rule) in ("ACCEPT", "RETURN") and not ours(step.chain)]
+    if takers:
+        return Stop.by(Kind.UNMASQUERADED, path.outcome.fate, takers[-1])
+    return Stop(Kind.UNMASQUERADED, path.outcome.fate)
+
+
 def _oddities(rule: str) -> tuple[str, ...]:
     try:
         return oddities(parse_rule(rule).target_options)
@@ -210,11 +231,25 @@ def _untranslated(simulator: Simulator, packet: Packet, path: Path) -> Stop:
         if step.table == "raw" and target_of(step.rule) in ("NOTRACK", "CT"):
             cached = _is_cached(simulator.tables.get("filter", {}).get("INPUT", ()), packet)
             return Stop.by(Kind.DNS_CACHE if cached else Kind.UNTRACKED, path.outcome.fate, step)
+    if _is_left_out(simulator, packet, path):
+        return Stop(Kind.SERVICE, path.outcome.fate)
     of_nat = [one for one in path.steps if one.table == "nat" and one.hook in ("PREROUTING", "OUTPUT")]
     taker = next((one for one in of_nat if target_of(one.rule) in ("RETURN", "ACCEPT")), None)
     if taker:
         return Stop.by(Kind.TAKEN, path.outcome.fate, taker)
     return Stop(Kind.NOT_LED, path.outcome.fate)
+
+
+def _is_left_out(simulator: Simulator, packet: Packet, path: Path) -> bool:
+    """Whether a kube-proxy before 1.26 leaves a packet out: outside of source ranges, or from the node itself.
+
+    It marks the former for kubelet to drop, which drops only what is not forwarded.
+    """
+    if any(target_of(step.rule) == MARK_DROP for step in path.steps):
+        return True
+    entries = simulator.tables.get("nat", {}).get("KUBE-SERVICES", ())
+    own = (rule for rule in entries if rule.startswith(f"-d {packet.destination}/"))
+    return packet.origin is Origin.NODE and any("! --src-type LOCAL" in rule for rule in own)
 
 
 def _is_cached(accepting: Rules, packet: Packet) -> bool:

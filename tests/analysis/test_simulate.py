@@ -405,7 +405,7 @@ def test_shares_of_a_chain_add_up_exactly() -> None:
         {"PREROUTING": ("-j A",), "A": ("-j B",), "B": ("-j A",)},
         {"PREROUTING": ("-j DNAT --to-destination 10.1.1.1-10.1.1.9",)},
         {"PREROUTING": ("-j DNAT --to-destination 10.1.1.1:80-90",)},
-        {"PREROUTING": ("-j DNAT --to-destination 10.1.1.1 --random",)},
+        {"PREROUTING": ("-j DNAT --to-destination 10.1.1.1:80-90 --random",)},
         {"PREROUTING": ("-m limit --limit 1/sec -j DROP",)},
         {"PREROUTING": ("no rule at all",)},
     ],

@@ -265,6 +265,18 @@ STOPS: dict[str, tuple[Callable[[], str], str]] = {
         lambda: placed("nat", "PREROUTING", "-s 10.244.0.0/16 -j ACCEPT"),
         "taken by rule 1 of nat PREROUTING",
     ),
+    "RETURN in POSTROUTING": (
+        lambda: placed("nat", "POSTROUTING", "-s 10.244.0.0/16 -d 10.244.0.0/16 -j RETURN"),
+        "although marked for masquerading: taken by rule 1 of nat POSTROUTING",
+    ),
+    "ACCEPT in POSTROUTING": (
+        lambda: placed("nat", "POSTROUTING", "-j ACCEPT"),
+        "although marked for masquerading: taken by rule 1 of nat POSTROUTING",
+    ),
+    "nobody masquerades": (
+        lambda: changed(("^-A KUBE-POSTROUTING .*MASQUERADE.*\n", "")),
+        "sent to endpoints with their own source, although marked for masquerading",
+    ),
     "no jump": (lambda: changed(("^-A PREROUTING .*KUBE-SERVICES\n", "")), "no rule leads to an endpoint"),
 }  # fmt: skip
 
@@ -286,6 +298,40 @@ def test_nothing_is_wrong_where_nothing_is() -> None:
     for asked in ("shop/web", "shop/edge", "kube-system/kube-dns"):
         assert explained(SOUND, asked).every_finding == ()
         assert NOTHING in told("explain", asked, "--rules", "-", *NODE, stdin=SOUND)
+
+
+DUMPS = [
+    *sorted((HERE / "config-matrix").glob("kp*.save")),
+    *sorted((HERE.parent / "conformance" / "cases").glob("*/ipv*.save")),
+    *sorted((HERE.parent / "analysis" / "kube-proxy-1.20").glob("ipv*.save")),
+]
+EXPLAINED = {"none-ready", "no-local-endpoint"}
+"""What is so in some of these dumps, and told."""
+
+
+@pytest.mark.parametrize(
+    "path", [one for one in DUMPS if one.stat().st_size], ids=lambda one: f"{one.parent.name} {one.name}"
+)
+def test_no_false_alarm(path: Path) -> None:
+    """Of what real kube-proxies wrote, where nobody is in the way, nothing is said to be wrong, and all is known."""
+    services = set(re.findall(r'-d \S+ .*--comment "([a-z0-9-]+/[a-z0-9-]+)', path.read_text()))
+    addresses = ("--node-address", "192.0.2.10", "--node-address", "10.200.0.2", "--node-address", "fd00:200::2")
+    for asked in sorted(services):
+        done = run("explain", asked, "--rules", str(path), *addresses, "--json")
+        found = Explanation.model_validate_json(done.stdout)
+        closed = {"node-port-closed"} if path.stem in ("kp5", "kpp5") else set()
+        assert {one.code for one in found.every_finding if one.wrong} <= EXPLAINED | closed, asked
+        assert "not-known" not in {one.code for one in found.every_finding}
+
+
+def test_pods_are_known_where_no_rule_tells_their_addresses() -> None:
+    """As on EKS: no rule asks for a network of pods; but endpoints are some."""
+    text = re.sub("^-A KUBE-SVC-.* ! -s .*\n|^-A KUBE-EXT-.* -s 10.*\n", "", SOUND, flags=re.MULTILINE)
+    text = re.sub("^-A KUBE-SVC-[A-Z0-9]* ! -s .*\n", "", text, flags=re.MULTILINE)
+    assert "10.244.0.0/16" not in text
+    for port in explained(text).ports:
+        assert {use.sender for way in port.ways for use in way.uses} == {"pods", "the node itself", "outside"}
+    assert NOTHING in told("explain", "shop/web", "--rules", "-", *NODE, stdin=text)
 
 
 def test_what_a_service_refuses_it_refuses_on_purpose() -> None:

@@ -236,6 +236,16 @@ def replaced(line: str, other: str) -> Callable[[str], str]:
     return change
 
 
+def moved(rule: str, jump: str) -> Callable[[str], str]:
+    """The rule right behind a jump."""
+
+    def change(text: str) -> str:
+        assert rule in text
+        return text.replace(rule, "", 1).replace(jump, jump + rule, 1)
+
+    return change
+
+
 def accepted(text: str) -> str:
     """At the end of FORWARD, as the advice has it."""
     at = text.index("-A OUTPUT", text.index("*filter"))
@@ -247,6 +257,7 @@ SEP = "KUBE-SEP-2QFQVMZDRZXAQWB2"
 
 TAKER = "-d 10.96.0.0/16 -p tcp -j DNAT --to-destination 10.9.9.9:80"
 TOOK = f"-A PREROUTING {TAKER}\n"
+BEHIND = '-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING\n'
 JUMP = '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES\n'
 
 OF_RULES: list[tuple[str, Callable[[], str], Callable[[str], str]]] = [
@@ -263,6 +274,10 @@ OF_RULES: list[tuple[str, Callable[[], str], Callable[[str], str]]] = [
     ("taken", lambda: first("nat", "PREROUTING", "-s 10.244.0.0/16 -j ACCEPT"),
      replaced(f"-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n{JUMP}",
               f"{JUMP}-A PREROUTING -s 10.244.0.0/16 -j ACCEPT\n")),
+    ("node-port-closed", lambda: changed("^-A KUBE-SERVICES .*KUBE-NODEPORTS\n", ""), rewritten),
+    ("unmasqueraded", lambda: changed("^-A KUBE-POSTROUTING .*MASQUERADE.*\n", ""), rewritten),
+    ("unmasqueraded", lambda: first("nat", "POSTROUTING", "-s 10.244.0.0/16 -j ACCEPT"),
+     moved("-A POSTROUTING -s 10.244.0.0/16 -j ACCEPT\n", BEHIND)),
     ("sent-elsewhere", lambda: first("nat", "PREROUTING", TAKER), replaced(f"{TOOK}{JUMP}", f"{JUMP}{TOOK}")),
     ("broken-translation", lambda: changed(f"^(-A {SEP} .*) --to-dest.*$", r"\1 --to-destination 0.0.0.0"), rewritten),
     ("broken-translation", lambda: changed(f"^(-A {SEP} .*) --to-dest.*$", r"\1 --to-destination :0"), rewritten),
