@@ -132,7 +132,7 @@ async def _agent(options: _Options, config: KubeProxyConfiguration, metrics: Met
     if options.manifests:
         from kpx.sources.directory import DirectorySource
 
-        yield _checked(Agent(setup, DirectorySource(str(options.manifests)), metrics))
+        yield await _checked(Agent(setup, DirectorySource(str(options.manifests)), metrics))
         return
     # A client of the API server takes a third of all imports; who follows a directory has no use for one.
     from kpx.sources.cluster import ClusterSource
@@ -141,16 +141,16 @@ async def _agent(options: _Options, config: KubeProxyConfiguration, metrics: Met
     connection = await connect(options.kubeconfig, config)
     try:
         source = ClusterSource(connection, setup.node_name, metrics.watch_restarted)
-        yield _checked(Agent(setup, source, metrics))
+        yield await _checked(Agent(setup, source, metrics))
     finally:
         await connection.close()
 
 
-def _checked(agent: Agent) -> Agent:
+async def _checked(agent: Agent) -> Agent:
     if not agent.proxies:
         raise KpxError("no iptables found: install the package iptables (Debian, Ubuntu) or set PATH")
-    for proxy in agent.proxies:
-        check_layout(agent.setup.layout, proxy.tools)
+    layout = agent.setup.layout
+    await asyncio.gather(*(asyncio.to_thread(check_layout, layout, proxy.tools) for proxy in agent.proxies))
     return agent
 
 
