@@ -8,6 +8,14 @@ only these anew if somebody commits within that time. Measured at 61,438 chains 
 as long (the tool keeps the names of a section in a sorted list: with 4,000, longer). Nothing is changed, the
 generation stays.
 
+Chains that were made in the order of their names cost iptables-nft-save the square of their number
+(`kpx.netfilter.creation`), and pieces nothing more. CPU time at 61,439 chains, of the tool and of kpx:
+
+    made in the order of     iptables-nft-save     in pieces
+    hashes, as kpx does      1.7 + 0.2 s           2.2 + 0.3 s
+    their names              23 s                  2.3 + 0.4 s
+    names, backwards         84 s                  2.2 + 0.4 s
+
 The legacy tools take a snapshot, so nothing interrupts them.
 """
 

@@ -5,9 +5,11 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
+from kpx.cli import COMMANDS
 from kpx.netfilter.tools import Backend
 from kpx.version import __version__
 from tests.apiserver import ApiServer
@@ -19,6 +21,9 @@ from tests.lab import Namespace
 
 pytestmark = [pytest.mark.kernel, needs_kernel, pytest.mark.timeout(1200)]
 
+UNUSED: tuple[str, ...] = run_path(str(ROOT / "charts/image/prune.py"))["UNUSED"]
+MOST = 150_000_000
+"""Bytes of all files."""
 DOCKERFILE = (ROOT / "charts/image/Dockerfile").read_text()
 
 
@@ -52,6 +57,22 @@ def test_the_image_holds_what_it_needs_and_no_compiler(image: Image) -> None:
     assert where.startswith("/opt/kpx/lib/")  # installed, not a source tree
     for absent in ("usr/bin/gcc", "opt/kpx/bin/pip", "src"):
         assert not (image.root / absent).exists()
+
+
+def test_the_image_is_without_what_is_never_imported(image: Image) -> None:
+    (packages,) = image.root.glob("opt/kpx/lib/python3*/site-packages")
+    assert (packages / "kubernetes/aio/config").is_dir()
+    assert [name for name in UNUSED if (packages / name).exists()] == []
+    sizes = {(found := path.lstat()).st_ino: found.st_size for path in image.root.rglob("*")}
+    assert sum(sizes.values()) <= MOST
+
+
+@pytest.mark.parametrize("command", [*sorted(COMMANDS), "cluster source", "progress"])
+def test_every_command_finds_what_it_imports(image: Image, command: str) -> None:
+    modules = {"cluster source": "kpx.sources.cluster, kpx.sources.connection", "progress": "rich.live, rich.progress"}
+    code = f"import {modules.get(command, f'kpx.cli.{command}')}; print('found')"
+    done = subprocess.run(["chroot", image.root, "/opt/kpx/bin/python", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "found\n", done.stderr
 
 
 def test_the_labels_tell_the_version() -> None:
