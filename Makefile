@@ -16,11 +16,11 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m tests.demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# The inner loop: linters, what is pure, and packets on each backend.
+# The inner loop: linters, what is pure and quick, with few examples, and packets on each backend.
 check: lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not kernel or smoke" $(CHECKED)
+	KPX_QUICK=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "(not kernel and not slow) or smoke"
 
 # A real Kubernetes whose programs are in KUBE_BIN; CLUSTER has further options. See tests/cluster/README.md.
 cluster-test: setup

@@ -18,6 +18,7 @@ def test_a_node_port_answers_from_everywhere(proxy: Proxy, family: FamilyName, p
         assert set(result.backends) == names(proxy.pods[:2])
 
 
+@pytest.mark.smoke
 def test_a_node_port_answers_on_localhost(proxy: Proxy) -> None:
     web = proxy.web("ipv4", proxy.pods[:2], type="NodePort")
     proxy.apply(web)
