@@ -125,9 +125,17 @@ def routed_to(state: State, scene: Scene) -> int:
 
 
 def _is_interface(actual: str | None, wanted: str, elsewhere: bool) -> Truth:
-    """Whether an interface is the wanted one. If it isn't known, it may still be known not to be loopback's."""
+    """Whether an interface is the wanted one. If it isn't known, it may still be known not to be loopback's.
+
+    Of an interface of which only the start of its name is known, that and a + stand for it.
+    """
     if actual is None:
         return False if elsewhere and wanted == "lo" else None
+    if actual.endswith("+"):  # one of those that are called so
+        start, other = actual[:-1], wanted.removesuffix("+")
+        if wanted.endswith("+") and start.startswith(other):
+            return True
+        return None if other.startswith(start) else False
     return actual.startswith(wanted[:-1]) if wanted.endswith("+") else actual == wanted
 
 

@@ -14,9 +14,9 @@ class Packet:
     """The first packet of a connection.
 
     `protocol` is in lower case, the destination port is 0 where it has none. What is None isn't known, which matters if
-    a rule asks for it: the source port, interfaces, whether it came in through a port of a bridge. `state` is what
-    conntrack says of it (`--ctstate`): nat is asked for the first packet of a connection only, and what rules ask of an
-    earlier translation can't be known of others.
+    a rule asks for it: the source port, interfaces, whether it came in through a port of a bridge. An interface that
+    ends in a + is one whose name starts so. `state` is what conntrack says of it (`--ctstate`): nat is asked for the
+    first packet of a connection only, and what rules ask of an earlier translation can't be known of others.
     """
 
     source: str

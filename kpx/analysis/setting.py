@@ -77,6 +77,8 @@ def _proxy(tables: Tables) -> str:
     names = {name for chains in tables.values() for name in chains}
     if any(name.startswith(TREE) for name in names):
         return "kpx"
+    if _translates_at_once(nat):
+        return "kpx in the layout compact"
     if _is_ipvs(tables):
         return "kube-proxy in IPVS mode"
     if any(name.startswith("KUBE-PORTALS-") for name in names) and "KUBE-SERVICES" not in names:
@@ -91,6 +93,11 @@ def _proxy(tables: Tables) -> str:
 
 def _is_ipvs(tables: Tables) -> bool:
     return any("--match-set KUBE-CLUSTER-IP" in rule for rule in tables.get("nat", {}).get("KUBE-SERVICES", ()))
+
+
+def _translates_at_once(nat: Mapping[str, Rules]) -> bool:
+    chains = islice((rules for name, rules in nat.items() if name.startswith(("KUBE-SVC-", "KUBE-SVL-"))), _SAMPLE)
+    return any(" -j DNAT " in rule for rules in chains for rule in rules)
 
 
 def _has(table: str, chain: str) -> Callable[[Tables, Mapping[str, Rules]], bool]:

@@ -39,6 +39,12 @@ class Held:
     notes: tuple[str, ...] = ()
 
     @property
+    def pods(self) -> str | None:
+        """The interfaces by which only pods come in, as rules write them; None if the rules don't tell."""
+        found = setting_of(self.simulator.tables).pods if self.saved else ()
+        return found[0] if len(found) == 1 else None
+
+    @property
     def about(self) -> About:
         """What one has to know of these rules before any answer."""
         unread = (f"{why}: what it does isn't known" for why in self.simulator.unread.values())

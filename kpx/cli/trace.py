@@ -46,14 +46,15 @@ def command(
         raise KpxError("the shell took > for a redirection: put the packet in quotes, or write 'to' for the arrow")
     flow = parse_flow(" ".join(packet))
     held = source.held(flow.family)
+    sender = Origin(origin) if origin else _origin(held.simulator, flow.source)
     asked = Packet(
         source=flow.source,
         destination=flow.destination,
         protocol=flow.protocol,
         destination_port=flow.destination_port or 0,
         source_port=flow.source_port,
-        origin=Origin(origin) if origin else _origin(held.simulator, flow.source),
-        in_interface=details["interface"],
+        origin=sender,
+        in_interface=details["interface"] or (held.pods if sender is Origin.POD else None),
         out_interface=details["out_interface"],
         mark=details["mark"],
         state=details["ctstate"],

@@ -3,11 +3,13 @@
 Packets are asked about as they are, by the interface they come in by too, and with the node's addresses unknown.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +22,9 @@ from tests.analysis.arena import OWN, Seen, seen_as
 from tests.analysis.census.dumps import DUMPS, NODE, Census
 from tests.analysis.census.node import GATEWAY, Node
 from tests.analysis.census.packets import packets
+from tests.cli.inprocess import run
 from tests.kernel import needs_kernel
+from tests.manifests import endpoint_slice, service, write
 
 REPEATED = 12
 """Connections where chance decides."""
@@ -109,10 +113,7 @@ def unknown_shares() -> Mapping[str, Fraction]:
 
 def test_few_answers_are_unknown() -> None:
     for how, share in unknown_shares().items():
-        assert share <= {"as it is": 0.2, "with its interface": 0.15, "at an unknown node": 0.35}[how], (
-            how,
-            float(share),
-        )
+        assert share <= MOST_UNKNOWN[how], (how, float(share))
 
 
 @pytest.mark.parametrize("one", DUMPS, ids=lambda one: one.name)
@@ -158,3 +159,45 @@ def test_node_local_dns_is_told() -> None:
     for one in DUMPS:
         cached = "node-local-dns" in one.name
         assert (setting_of(simulator(one).tables).local_dns == ("10.96.0.10", "169.254.20.10")) is cached
+
+
+@pytest.mark.parametrize(("layout", "words"), [("tree", "kpx"), ("compact", "kpx"), ("classic", "or kpx")])
+def test_our_own_rules_are_known(layout: str, words: str, tmp_path: Path) -> None:
+    """Of a cluster that is large enough for trees."""
+    objects = [service(f"s{n}", f"10.96.{n // 200}.{n % 200 + 1}") for n in range(300)]
+    slices = [endpoint_slice(f"s{n}", ["10.244.1.5", "10.244.1.6"]) for n in range(300)]
+    path = write(tmp_path / "objects.json", [*objects, *slices])
+    (read,) = read_dump(run("render", "-f", str(path), "--node", "node-0", "--layout", layout).stdout.encode())
+    assert words in setting_of(tables_of_save(read.saved)[0]).proxy
+
+
+def test_a_pod_comes_in_as_its_setting_tells(tmp_path: Path) -> None:
+    """On Calico through cali*, so that rules for other interfaces don't ask; --interface says otherwise."""
+    (one,) = [one for one in DUMPS if one.name == "eks-1.28"]
+    (tmp_path / "eks.save").write_text(one.text)
+    flow = ("tcp 10.244.0.9 -> 10.96.0.50:80", "--from", "pod", "--rules", str(tmp_path / "eks.save"), "--json")
+    for words, expected in (((), "eni+"), (("--interface", "eth0"), "eth0")):
+        found = json.loads(run("trace", *flow, "--node-address", NODE, *words).stdout)
+        assert found["packet"]["in_interface"] == expected
+        assert "AWS VPC CNI" in found["packet"]["about"]["setting"]
+    shown = run("trace", *flow[:-1], "--node-address", NODE).stdout
+    assert "pods come in by eni*" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer"),
+    [
+        ("cali+", True),
+        ("ca+", True),
+        ("cali12ab", None),
+        ("cali1+", None),
+        ("eth0", False),
+        ("eth+", False),
+        ("lo", False),
+    ],
+)
+def test_an_interface_of_which_the_start_is_known(rule: str, answer: bool | None) -> None:
+    tables = {"filter": {"FORWARD": (f"-i {rule} -j DROP",)}}
+    packet = Packet("10.244.0.9", "10.244.1.5", "tcp", 80, origin=Origin.POD, in_interface="cali+")
+    (outcome,) = Simulator(tables, Family.IPV4, Host([NODE])).outcomes(packet)
+    assert outcome.fate is {True: Fate.DROPPED, False: Fate.UNTOUCHED, None: Fate.UNKNOWN}[answer]

@@ -510,5 +510,8 @@ def test_packets_through_chains_that_branch_and_join_end_as_kpx_trace_says(chrom
         made = tables(web(seed, 12), web(seed + 1, 8, "F-"))
         assert_same(chrome, Simulator(made, Family.IPV4, host), packets, tmp_path)
     assert_same(chrome, Simulator(tables(ladder(300, ("",))), Family.IPV4, host), packets, tmp_path)
+    asks = tables({"F": tuple(f"-i {name} -j DROP" for name in ("eth+", "cali12ab", "cali+"))})
+    of_pods = [replace(one, in_interface="cali+") for one in packets]
+    assert_same(chrome, Simulator(asks, Family.IPV4, host), of_pods, tmp_path)
     unread = {"nat": "nobody could read nat", "mangle": "nor mangle"}
     assert_same(chrome, Simulator(tables(ladder(3, ("",))), Family.IPV4, host, {}, unread), packets, tmp_path)

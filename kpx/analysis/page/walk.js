@@ -81,8 +81,14 @@ const Walk = (() => {
     const [stored, mask] = value.split("/").map(Number);
     return Number.isNaN(stored) ? unknown : p => (of(p) & (mask ?? 0xffffffff)) >>> 0 === stored >>> 0;
   };
+  // Of an interface of which only the start of its name is known, that and a + stand for it.
+  const startsAs = (start, wanted) => {
+    const other = wanted.replace(/\+$/, "");
+    return wanted.endsWith("+") && start.startsWith(other) ? true : other.startsWith(start) ? null : false;
+  };
   const iface = (actual, wanted, elsewhere) =>
     actual === null ? (elsewhere && wanted === "lo" ? false : null)
+      : actual.endsWith("+") ? startsAs(actual.slice(0, -1), wanted)
       : wanted.endsWith("+") ? actual.startsWith(wanted.slice(0, -1)) : actual === wanted;
   const routedTo = (p, s) => s.hook === "OUTPUT" ? s.packet.destination : p.destination;
   const conntrack = (p, s) => !p.tracked ? "UNTRACKED" : s.table === "raw" && s.in !== "lo" ? "INVALID" : s.packet.state;

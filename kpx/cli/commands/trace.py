@@ -33,7 +33,9 @@ def _mark(ctx: click.Context, param: click.Parameter, value: str) -> int:
     type=click.Choice([one.value for one in Origin]),
     help="Where the packet comes from [default: node if the source is the node's address, else outside].",
 )
-@click.option("--interface", metavar="NAME", help="The interface it comes in by, where rules ask for that.")
+@click.option(
+    "--interface", metavar="NAME", help="The interface it comes in by [default: of a pod what the rules tell]."
+)
 @click.option("--out-interface", metavar="NAME", help="The interface it leaves by.")
 @click.option("--bridged/--not-bridged", default=None, help="Whether it comes in through a port of a bridge.")
 @click.option("--mark", default="0", callback=_mark, help="Its mark when it comes in.")
