@@ -1,60 +1,28 @@
 """What rules tell of a Service where nothing else is known: read from comments, destinations and DNAT targets."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from kpx.analysis.notation import parse_place, parse_port
-from kpx.analysis.packet import Origin
+from kpx.analysis.packet import Origin, is_address
 from kpx.analysis.simulate import Simulator
 from kpx.errors import KpxError
 from kpx.explain.report import EndpointReport, Explanation, Finding, ServicePortReport
+from kpx.explain.served import Served, places_in, services
 from kpx.explain.stopped import of_stops
 from kpx.explain.ways import Sender, Way, senders, way_report
 from kpx.model.balance import Balance
-from kpx.netfilter.names import MARK_DROP, MARK_MASQ, ours
-from kpx.netfilter.owners import chain_owners, is_own_chain, rule_owner
-from kpx.netfilter.rule import comment_of, target_of
-from kpx.netfilter.ruleset import Rules
+from kpx.netfilter.names import ours
+from kpx.netfilter.owners import chain_owners, is_own_chain
+from kpx.netfilter.rule import target_of
 from kpx.printable import excerpt
 
-_ENTRY = re.compile(
-    r"(?:(?:! )?-s \S+ )?(?:-d (?P<address>\S+)/(?:32|128) )?-p (?P<protocol>\S+) .*--dport (?P<port>[0-9]{1,5}) "
-)
-_DNAT = re.compile(r"-p (\S+) .*-j DNAT --to-destination (\S+)")
 _PODS = re.compile(r"(?:-d \S+ )?! (-[si] \S+) (?:-d|-p) ")
 _SECONDS = re.compile(r"--rcheck --seconds ([0-9]{1,10})")
 _RANGE = re.compile(r"-s (\S+) ")
 _SIGNS = {Balance.ROUND_ROBIN: "--mode nth", Balance.SOURCE_HASH: "-m bpf"}
 """What tells from the rules of a chain how they balance."""
-_KINDS = {"cluster IP": "cluster IP", "external IP": "external IP", "loadbalancer IP": "load balancer IP"}
-
-
-@dataclass
-class _Found:
-    """What rules tell of one service port. `chains` maps its chains to their rules.
-
-    `marks` are the rules that mark its packets before they get there, as kube-proxy before 1.24 has them.
-    """
-
-    name: str
-    protocol: str
-    ways: dict[tuple[str, int], str] = field(default_factory=dict)
-    refusals: list[str] = field(default_factory=list)
-    marks: list[str] = field(default_factory=list)
-    chains: dict[str, Rules] = field(default_factory=dict)
-
-    @property
-    def endpoints(self) -> frozenset[str]:
-        """Where its rules translate to."""
-        return frozenset(place for rules in self.chains.values() for place in _places(rules))
-
-
-def _places(rules: Rules) -> Iterator[str]:
-    """The endpoints, as `address:port`, to which rules translate."""
-    yield from (found[2] for found in map(_DNAT.search, rules) if found)
 
 
 def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Explanation:
@@ -63,7 +31,7 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
     findings: dict[Finding, None] = {}
     about = ""
     for simulator in simulators:
-        every = _services(simulator)
+        every = services(simulator)
         words, some = _matching(asked, every, simulator)
         about = about or words
         ports += [_report(simulator, one, _pod(one, every.values())) for one in some]
@@ -77,7 +45,7 @@ def explain_rules(asked: str, simulators: Sequence[Simulator], rules: str) -> Ex
 
 def trials(simulator: Simulator, most: int) -> Iterator[tuple[Way, Sender]]:
     """Ways to Services that have endpoints, each with everybody who may use it; of so many service ports at most."""
-    every = _services(simulator).values()
+    every = services(simulator).values()
     served = [one for one in every if one.endpoints]
     for one in served[:most]:
         who = _senders(simulator, one, *_sources(one), _pod(one, every))
@@ -86,71 +54,12 @@ def trials(simulator: Simulator, most: int) -> Iterator[tuple[Way, Sender]]:
                 yield from ((Way(kind, address, port, one.protocol), sender) for sender in who)
 
 
-# ---- reading ----
-
-
-def _services(simulator: Simulator) -> Mapping[tuple[str, str], _Found]:
-    """Everything that rules tell, by service port and protocol."""
-    found: dict[tuple[str, str], _Found] = {}
-    heads: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for table in ("nat", "filter"):
-        for chain, rules in simulator.tables.get(table, {}).items():
-            if ours(chain) and not is_own_chain(chain):
-                for rule in rules:
-                    owner, entry = rule_owner(rule), _ENTRY.match(rule)
-                    if owner and entry:
-                        key = (owner, entry["protocol"])
-                        one = found.setdefault(key, _Found(*key))
-                        _take(one, chain, entry["address"] or "", int(entry["port"]), rule)
-                        heads[key].add(target_of(rule) or "")
-    nat = simulator.tables.get("nat", {})
-    for key, one in found.items():
-        one.chains = _below(heads[key], nat)
-        one.refusals += [f"DROP: {comment}" for comment in _dropped(one.chains)]
-    return found
-
-
-def _dropped(chains: Mapping[str, Rules]) -> Iterator[str]:
-    """Why rules in chains of a Service send packets to where kubelet has them dropped: kube-proxy before 1.26."""
-    for rule in (rule for rules in chains.values() for rule in rules if rule.endswith(f"-j {MARK_DROP}")):
-        if "no local endpoints" in (comment := comment_of(rule) or ""):
-            yield comment
-
-
-def _take(one: _Found, chain: str, address: str, port: int, rule: str) -> None:
-    comment = comment_of(rule) or ""
-    target = target_of(rule)
-    if target in ("REJECT", "DROP"):
-        one.refusals.append(f"{target} for {f'{address} port' if address else 'node port'} {port}: {comment}")
-    if target == MARK_MASQ:
-        one.marks.append(rule)
-        return
-    if "health check" in comment or comment.endswith("KUBE-FW-") or target == "ACCEPT":
-        return
-    kind = next((kind for words, kind in _KINDS.items() if comment.endswith(words)), "")
-    if kind or (address, port) not in one.ways:
-        one.ways[address, port] = kind or ("address" if address else "node port")
-
-
-def _below(heads: Iterable[str], nat: Mapping[str, Rules]) -> dict[str, Rules]:
-    """The chains that these lead to and that belong to one Service."""
-    found: dict[str, Rules] = {}
-    edge = list(heads)
-    while edge:
-        chain = edge.pop()
-        if chain in found or chain not in nat or not (is_own_chain(chain) or chain.startswith(("KPX-SV", "KPX-AF"))):
-            continue
-        found[chain] = nat[chain]
-        edge += [target for rule in nat[chain] if (target := target_of(rule))]
-    return found
-
-
 # ---- what is meant ----
 
 
 def _matching(
-    asked: str, every: Mapping[tuple[str, str], _Found], simulator: Simulator
-) -> tuple[str, Sequence[_Found]]:
+    asked: str, every: Mapping[tuple[str, str], Served], simulator: Simulator
+) -> tuple[str, Sequence[Served]]:
     """What was asked about, in words, and the service ports concerned; no words if there is nothing."""
     if any(asked in chains for chains in simulator.tables.values()):
         return _chain(asked, every, simulator)
@@ -179,7 +88,7 @@ def _is_at(place: str, address: str, port: int | None) -> bool:
     return found == address and port in (None, number)
 
 
-def _chain(asked: str, every: Mapping[tuple[str, str], _Found], simulator: Simulator) -> tuple[str, Sequence[_Found]]:
+def _chain(asked: str, every: Mapping[tuple[str, str], Served], simulator: Simulator) -> tuple[str, Sequence[Served]]:
     some = [one for one in every.values() if asked in one.chains]
     tables = [table for table, chains in simulator.tables.items() if asked in chains]
     if not some:
@@ -189,12 +98,12 @@ def _chain(asked: str, every: Mapping[tuple[str, str], _Found], simulator: Simul
         if not is_own_chain(asked) and not owner:
             return f"chain {asked}: {sizes}; it isn't one Service's alone (`kpx graph` shows where it stands)", ()
         return f"chain {asked}{f' of {owner}' if owner else ''}: {sizes}; no Service's packets are led there", ()
-    places = sorted(set(_places(some[0].chains[asked])))
+    places = sorted(set(places_in(some[0].chains[asked])))
     what = f": endpoint{'s' if len(places) > 1 else ''} {', '.join(places)}" if places else ""
     return f"chain {asked} of {_names(some)}{excerpt(what) if len(places) > 1 else what}", some
 
 
-def _names(some: Iterable[_Found]) -> str:
+def _names(some: Iterable[Served]) -> str:
     every = sorted({one.name for one in some})
     return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")
 
@@ -202,7 +111,7 @@ def _names(some: Iterable[_Found]) -> str:
 # ---- telling ----
 
 
-def _report(simulator: Simulator, one: _Found, pod: str) -> ServicePortReport:
+def _report(simulator: Simulator, one: Served, pod: str) -> ServicePortReport:
     """All that is told of a service port; `pod` is the address of one that isn't among its endpoints."""
     rules = [rule for chain in one.chains.values() for rule in chain]
     pods, ranges = _sources(one)
@@ -247,14 +156,14 @@ def _report(simulator: Simulator, one: _Found, pod: str) -> ServicePortReport:
     )
 
 
-def _stopped(simulator: Simulator, one: _Found, ways: Sequence[Way], who: Sequence[Sender]) -> Iterator[Finding]:
+def _stopped(simulator: Simulator, one: Served, ways: Sequence[Way], who: Sequence[Sender]) -> Iterator[Finding]:
     """What keeps packets from endpoints; that nothing leads to any is no fault where there are none."""
     without = bool(one.refusals) and not one.endpoints
     found = of_stops(simulator, ways, who, one.endpoints or None)
     yield from (finding for finding in found if not (without and finding.code == "not-led"))
 
 
-def _sources(one: _Found) -> tuple[str, Sequence[str]]:
+def _sources(one: Served) -> tuple[str, Sequence[str]]:
     """What tells pods, as a rule asks for them, and the source ranges of a load balancer."""
     rules = [rule for chain in one.chains.values() for rule in chain]
     ranges = [m[1] for name, some in one.chains.items() if "-FW-" in name for rule in some if (m := _RANGE.match(rule))]
@@ -280,25 +189,27 @@ def _own(simulator: Simulator) -> str:
     return next(iter(simulator.host.addresses(simulator.family)), "")
 
 
-def _senders(simulator: Simulator, one: _Found, pods: str, ranges: Sequence[str], pod: str) -> tuple[Sender, ...]:
+def _senders(simulator: Simulator, one: Served, pods: str, ranges: Sequence[str], pod: str) -> tuple[Sender, ...]:
     found = senders(simulator.family, pods, _own(simulator), _addresses(one), ranges)
     # Where no rule tells pods by their addresses, another Service's endpoint is one.
     own = simulator.host.addresses(simulator.family)
     return found if pods or not pod or pod in own else (Sender("pods", Origin.POD, pod), *found)
 
 
-def _itself(one: _Found, pods: str) -> Iterator[Sender]:
+def _itself(one: Served, pods: str) -> Iterator[Sender]:
     """An endpoint, which may be sent to itself and has to be masqueraded then."""
     interface = pods.removeprefix("-i ").replace("+", "0") if pods.startswith("-i ") else None
     for address in _addresses(one)[:1]:
         yield Sender(f"endpoint {address} itself", Origin.POD, address, interface)
 
 
-def _addresses(one: _Found) -> Sequence[str]:
-    return list(dict.fromkeys(place.rpartition(":")[0].strip("[]") for place in sorted(one.endpoints)))
+def _addresses(one: Served) -> Sequence[str]:
+    """The addresses of its endpoints; broken rules may translate to what is none."""
+    found = dict.fromkeys(place.rpartition(":")[0].strip("[]") for place in sorted(one.endpoints))
+    return [address for address in found if is_address(address)]
 
 
-def _pod(one: _Found, every: Iterable[_Found]) -> str:
+def _pod(one: Served, every: Iterable[Served]) -> str:
     """The address of a pod that is no endpoint of a Service: one of the cluster's DNS, if there is one; empty if none.
 
     The API server's endpoints are nodes.
@@ -309,7 +220,7 @@ def _pod(one: _Found, every: Iterable[_Found]) -> str:
     return next((address for other in others for address in _addresses(other) if address not in taken), "")
 
 
-def _findings(one: _Found, ways: Sequence[Way], simulator: Simulator) -> Iterator[Finding]:
+def _findings(one: Served, ways: Sequence[Way], simulator: Simulator) -> Iterator[Finding]:
     if one.refusals and not one.endpoints:
         yield Finding(
             code="none-ready",
