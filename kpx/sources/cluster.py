@@ -17,7 +17,7 @@ _SERVICES = Resource(
     page=500,
     wish={"fieldSelector": selection.SERVICES.fields},
 )
-_SLICES = Resource(
+SLICES = Resource(
     "EndpointSlice",
     "/apis/discovery.k8s.io/v1/endpointslices",
     {"labelSelector": selection.SLICES.labels},
@@ -47,7 +47,7 @@ class ClusterSource:
         pace: Pace | None = None,
     ) -> None:
         self._connection = connection
-        self._resources = (_SERVICES, _SLICES, _node(node_name))
+        self._resources = (_SERVICES, SLICES, _node(node_name))
         self._on_trouble = on_trouble
         self._pace = pace or Pace()
 

@@ -174,11 +174,11 @@ class Reflector:
         self._expect_more(stream)
         try:
             async for chunk in answer.body:
-                before = stream.parts
+                census, before = stream.complete is None, stream.parts
                 for part in splitter.feed(chunk):
                     self._take(encoding.event(self._kind, part), stream)
                     await self._trials.breathe()
-                if stream.complete is None or stream.parts > before:  # in the end a line comes at once or not at all
+                if census or stream.parts > before:  # in the end a line comes at once or not at all
                     self._expect_more(stream)
         except BrokenAnswerError as error:
             return self._trials.trouble(error)
