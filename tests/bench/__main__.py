@@ -16,7 +16,7 @@ from rich.table import Table
 from kpx.compiler.compile import Layout
 from kpx.family import Family
 from kpx.netfilter.tools import Backend, Tools
-from tests.bench import agent, connect, peer
+from tests.bench import agent, apiserver, connect, peer
 from tests.bench.towns import Town
 
 RESULTS = Path("build/bench/results.json")
@@ -116,6 +116,7 @@ def table(backend: Backend, records: list[Record]) -> Table:
 @click.option("--seconds", default=60.0, show_default=True, help="How long to let 1 % of the Services change a second.")
 @click.option("--cap", default=60.0, show_default=True, help="Seconds after which kube-proxy's transaction is stopped.")
 @click.option("--connect/--no-connect", "connects", default=True, show_default=True, help="Measure connect(), too.")
+@click.option("--apiserver/--no-apiserver", "asks", default=True, show_default=True, help="What the API server pays.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
     sizes: str,
@@ -125,11 +126,12 @@ def main(
     seconds: float,
     cap: float,
     connects: bool,
+    asks: bool,
     results: Path,
 ) -> None:
     """Measure kpx on generated clusters. 10,000 Services take four minutes in a layout, everything half an hour."""
     console = Console(width=120)
-    found: Record = {"machine": machine(), "towns": [], "connect": []}
+    found: Record = {"machine": machine(), "towns": [], "connect": [], "apiserver": []}
     results.parent.mkdir(parents=True, exist_ok=True)
     for one in [Backend(name) for name in backend] or [Backend.NFT]:
         records = []
@@ -147,6 +149,11 @@ def main(
             found["connect"] += [{"backend": one, **asdict(row)} for row in rows]
             results.write_text(json.dumps(found, indent=1))
             console.print(connect.table(one, rows))
+    if asks:
+        costs = apiserver.rows(*apiserver.SIZE, idle=60.0)
+        found["apiserver"] = [asdict(one) for one in costs]
+        results.write_text(json.dumps(found, indent=1))
+        console.print(apiserver.table(costs))
     console.print(f"{found['machine']}; written to {results}")
 
 

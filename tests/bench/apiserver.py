@@ -9,7 +9,6 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,8 @@ from kpx.sources.events import Event, Synced
 from tests.apiserver import ApiServerProcess, Promises, Stats
 from tests.bench import clusters
 
+SIZE = 10_001, 5
+"""Services, and endpoints of each."""
 _CHANGES = 100
 _ROOT = Path(__file__).parents[2]
 
@@ -128,7 +129,7 @@ class _Follower:
 
     def __init__(self, kubeconfig: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--follow", str(kubeconfig)],
+            [sys.executable, "-m", "tests.bench.apiserver", "--follow", str(kubeconfig)],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -196,9 +197,9 @@ def cells(costs: Costs) -> Iterator[tuple[str, str]]:
     yield "RSS then / at most", f"{costs.rss:.0f} / {costs.peak:.0f} MB"
 
 
-def table(found: list[Costs], title: str) -> Table:
+def table(found: list[Costs]) -> Table:
     """One column for each way."""
-    made = Table(title=title)
+    made = Table(title="API server: what one node costs it")
     made.add_column("")
     columns = [dict(cells(costs)) for costs in found]
     for costs in found:
@@ -214,8 +215,8 @@ def rows(services: int, endpoints: int, idle: float, ways: list[str] | None = No
 
 
 @click.command()
-@click.option("--services", default=10_001, show_default=True)
-@click.option("--endpoints", default=5, show_default=True)
+@click.option("--services", default=SIZE[0], show_default=True)
+@click.option("--endpoints", default=SIZE[1], show_default=True)
 @click.option("--idle", default=60.0, show_default=True, help="Seconds without a change.")
 @click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), help="[default: all]")
 @click.option("--follow", hidden=True, help="Be the agent.")
@@ -226,9 +227,7 @@ def main(services: int, endpoints: int, idle: float, ways: tuple[str, ...], foll
         return
     found = rows(services, endpoints, idle, list(ways))
     click.echo(json.dumps([asdict(costs) for costs in found]), err=True)
-    Console(width=170).print(
-        table(found, f"API server, {services} x {endpoints}, {idle:g} s idle, {os.cpu_count()} cores")
-    )
+    Console(width=170).print(table(found))
 
 
 if __name__ == "__main__":

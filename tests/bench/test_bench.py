@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kpx.netfilter.tools import Backend
+from tests.bench import apiserver
 from tests.bench.towns import Town
 from tests.kernel import BACKENDS, needs_kernel
 
@@ -17,7 +18,18 @@ from tests.kernel import BACKENDS, needs_kernel
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bench_measures_everything(backend: Backend, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    options = ["--sizes", "30x2", "--changes", "2", "--seconds", "1", "--no-connect", "--backend", backend]
+    options = [
+        "--sizes",
+        "30x2",
+        "--changes",
+        "2",
+        "--seconds",
+        "1",
+        "--no-connect",
+        "--no-apiserver",
+        "--backend",
+        backend,
+    ]
     command = [sys.executable, "-m", "tests.bench", *options, "--results", str(results)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -41,6 +53,17 @@ def test_commands_are_measured() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert [f"apply again, {backend}" in done.stdout for backend in BACKENDS] == [True, True]
+
+
+def test_what_a_node_costs_the_api_server() -> None:
+    found = {costs.way: costs for costs in apiserver.rows(60, 3, idle=2.0)}
+    assert set(found) == set(apiserver.WAYS)
+    best, plain = found["HTTP/2, protobuf"], found["HTTP/1.1, JSON"]
+    assert all(costs.start.requests == 3 for way, costs in found.items() if "no WatchList" not in way)
+    assert all(costs.idle.requests == 0 for costs in found.values())
+    assert (best.connections, plain.connections) == (1, 3)
+    assert best.start.down < 0.6 * plain.start.down
+    assert best.change < 0.6 * plain.change
 
 
 def test_how_sizes_are_spelled() -> None:
