@@ -6,11 +6,11 @@ JOBS ?= 3
 BIN := $(VENV)/bin
 # What the demo needs; what tests need besides; what tests are skipped without, and say so.
 PACKAGES := iptables iproute2
-TEST_PACKAGES := ipset conntrack nftables curl openssl procps graphviz
-MORE_PACKAGES := chromium chromium-driver fonts-dejavu-core
+TEST_PACKAGES := ipset conntrack nftables curl openssl procps
+MORE_PACKAGES := chromium chromium-driver fonts-dejavu-core graphviz
 BUILD_PACKAGES := gcc libc6-dev python3-dev python3-venv
 
-.PHONY: demo test check cluster-test lint golden bench bench-plots protobuf image docs setup clean
+.PHONY: demo test check cluster-test lint golden pictures bench bench-plots protobuf image docs setup clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m tests.demo
@@ -36,6 +36,9 @@ lint: setup
 golden: setup
 	KPX_GOLDEN=write $(BIN)/python -m pytest -q tests/golden
 	$(BIN)/python -m tests.chart.generate
+
+pictures: setup
+	@$(BIN)/python -m tests.pictures
 
 image:
 	@mkdir -p build

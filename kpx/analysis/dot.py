@@ -1,12 +1,9 @@
-"""A picture in the language of Graphviz, and as SVG. See https://graphviz.org/doc/info/lang.html."""
+"""A picture in the language of Graphviz. See https://graphviz.org/doc/info/lang.html."""
 
 from collections.abc import Iterator
 from html import escape
 
-import graphviz
-
 from kpx.analysis.picture import Arrow, Box, Kind, Picture
-from kpx.errors import KpxError
 
 COLOURS: dict[Kind, tuple[str, str, str]] = {
     "hook": ("#343a46", "#343a46", "#ffffff"),
@@ -34,25 +31,6 @@ def dot(drawn: Picture) -> str:
     return "\n".join([_HEAD, *_body(drawn), "}", ""])
 
 
-MOST = 500
-"""Service ports in one SVG: Graphviz takes 7 s for as many, and soon minutes for more."""
-
-
-def svg(drawn: Picture) -> str:
-    """The picture as SVG. Raises KpxError without Graphviz, or if there are too many Services in it."""
-    if len(drawn.groups) > MOST:
-        raise KpxError(
-            f"{len(drawn.groups):,} service ports are too many for one picture: name some Services (at most {MOST} "
-            "service ports), or use --html, where they are searched"
-        )
-    try:
-        return str(graphviz.Source(dot(drawn)).pipe(format="svg", encoding="utf-8"))
-    except graphviz.ExecutableNotFound as error:
-        raise KpxError("dot not found: install the package graphviz, or use --format dot, mermaid or html") from error
-    except graphviz.CalledProcessError as error:
-        raise KpxError(f"dot failed: {str(error.stderr).strip()}") from error
-
-
 def _body(drawn: Picture) -> Iterator[str]:
     numbers = {key: f"n{number}" for number, key in enumerate(drawn.boxes)}
     # What comes last, Graphviz puts on top.
@@ -60,7 +38,7 @@ def _body(drawn: Picture) -> Iterator[str]:
         boxes = [f"  {numbers[box.id]} {_box(box)};" for box in reversed(some)]
         if group:
             yield f'  subgraph "cluster {escape(group)}" {{'
-            yield f"    label={_quoted(group)}; {_CLUSTER}"
+            yield f"    label=<<b>{escape(group)}</b>>; {_CLUSTER}"
             yield from (f"  {line}" for line in boxes)
             yield "  }"
         else:
@@ -72,7 +50,9 @@ def _body(drawn: Picture) -> Iterator[str]:
 def _box(box: Box) -> str:
     fill, border, text = COLOURS[box.kind]
     lines = "".join(f'<br/><font point-size="8.5">{escape(line)}</font>' for line in box.lines)
-    label = f"<<b>{escape(box.title) or '?'}</b>{lines}>"
+    title = f"<b>{escape(box.title) or '?'}</b>" if box.is_known else escape(box.title)
+    name = f"<b>{escape(box.name)}</b><br/>" if box.name else ""
+    label = f"<{name}{title}{lines}>"
     return f'[label={label} fillcolor="{fill}" color="{border}" fontcolor="{text}" tooltip={_quoted(box.id)}]'
 
 

@@ -19,7 +19,7 @@ def _body(drawn: Picture) -> Iterator[str]:
     for number, (group, some) in enumerate(drawn.grouped.items()):
         boxes = [f"  {numbers[box.id]}{_box(box)}" for box in some]
         if group:
-            yield f'  subgraph g{number}["{_plain(group)}"]'
+            yield f'  subgraph g{number}["<b>{_plain(group)}</b>"]'
             yield from (f"  {line}" for line in boxes)
             yield "  end"
         else:
@@ -33,7 +33,9 @@ def _body(drawn: Picture) -> Iterator[str]:
 
 
 def _box(box: Box) -> str:
-    text = "<br/>".join([f"<b>{_plain(box.title)}</b>", *map(_plain, box.lines)])
+    name = [f"<b>{_plain(box.name)}</b>"] if box.name else []
+    title = f"<b>{_plain(box.title)}</b>" if box.is_known else _plain(box.title)
+    text = "<br/>".join([*name, title, *map(_plain, box.lines)])
     return f'["{text}"]:::{_class(box.kind)}'
 
 

@@ -5,6 +5,7 @@ there or, where the rule that chooses it translates, with all such rules. Chains
 them.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,16 @@ FEW = 12
 """Service ports up to which a picture shows how packets get to them from the chains that all share."""
 
 
+_NUMBER = re.compile(r"([0-9]+)")
+
+
+def natural(text: str) -> tuple[tuple[str, int, str], ...]:
+    """What to sort by so that people find it: `web-2` before `web-10`, 10.0.0.9 before 10.0.0.10."""
+    words = _NUMBER.split(text)
+    numbers = [one.lstrip("0") for one in words[1::2]]  # compared by length first: they may be of any length
+    return tuple((word, len(number), number) for word, number in zip(words[::2], [*numbers, ""], strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """One box: its title, and smaller lines below."""
@@ -55,6 +66,12 @@ class Box:
         tuple[str, ...],
         Field(description="table, chain and position of each rule that chooses this endpoint and translates"),
     ] = ()
+    name: Annotated[str, Field(description="of the pod behind an endpoint, where objects tell it")] = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its title is something that people know, and no name of a chain."""
+        return self.kind in ("way in", "endpoint", "refusal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +121,7 @@ class Picture:
     @property
     def groups(self) -> tuple[str, ...]:
         """The service ports, sorted."""
-        return tuple(sorted({box.group for box in self.boxes.values()} - {""}))
+        return tuple(sorted({box.group for box in self.boxes.values()} - {""}, key=natural))
 
     @property
     def grouped(self) -> Mapping[str, Sequence[Box]]:
@@ -166,12 +183,14 @@ class _Artist:
         return not self.services or owner in self.services or owner.partition(":")[0] in self.services
 
     def pruned(self) -> Picture:
-        """Without shared chains that lead to nothing."""
+        """Without chains of others that lead to none of ours, and shared chains that lead to nothing."""
         back: dict[str, list[str]] = defaultdict(list)
         for source, target in self.arrows:
             back[target].append(source)
         kept: set[str] = set()
-        edge = [key for key, box in self.boxes.items() if box.kind not in ("hook", "dispatch") or box.lines]
+        empty = (key for key, box in self.boxes.items() if box.kind == "dispatch" and not box.lines)
+        passed_over = {*empty, *(key for key, box in self.boxes.items() if box.kind == "hook")}
+        edge = [key for key in self.boxes if key not in passed_over]
         while edge:
             one = edge.pop()
             if one not in kept:
@@ -180,7 +199,7 @@ class _Artist:
         order = get_args(Kind)
         boxes = sorted(
             (box for key, box in self.boxes.items() if key in kept),
-            key=lambda box: (box.group, order.index(box.kind), box.title, box.id),
+            key=lambda box: (natural(box.group), order.index(box.kind), natural(box.title), box.id),
         )
         arrows = [
             Arrow.of(source, target, some)

@@ -59,7 +59,7 @@ def of_dump(data: bytes, number: int, room: Path) -> None:
 
 
 def of_drawing(data: bytes, number: int, room: Path) -> None:
-    """The pictures that Graphviz draws."""
+    """The pictures in SVG."""
     behaves(run("graph", "--rules", "-", stdin=data), 0)
 
 

@@ -33,7 +33,7 @@ from tests.compiler.towns import CONFIG, NODE_ADDRESSES, town
 from tests.graph.browser import browser, missing
 from tests.kernel import FAMILIES, case_path
 from tests.lab.kpx import dry_kpx
-from tests.manifests import endpoint_slice, service
+from tests.manifests import endpoint_slice, service, write
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
 
@@ -264,6 +264,219 @@ def test_of_many_endpoints_each_is_found_and_marked(layout: kpx.Layout, chrome: 
     assert texts(chrome, "#result tr")[-1] == "… 500 more outcomes"
     stack.click()
     assert "-SVC-" in texts(chrome, "section.chain h3")[0]
+
+
+# ---- one Service after the other ----
+
+
+def pick(chrome: Chrome, name: str) -> None:
+    next(one for one in find(chrome, "#services a") if one.text.split("\n")[0] == name).click()
+    WebDriverWait(chrome, PATIENCE).until(lambda one: one.find_element(By.ID, "name").text == name)
+
+
+def answered(chrome: Chrome) -> bool:
+    return bool(find(chrome, "#result tr, #result details, #asked, #result .error, .passed"))
+
+
+def test_an_answer_says_for_which_packet_it_is(shop: Chrome) -> None:
+    assert texts(shop, "#result .none") == [shop.find_element(By.ID, "result").text] != [""]
+    shop.find_element(By.CSS_SELECTOR, "form summary").click()
+    Select(shop.find_element(By.ID, "state")).select_by_visible_text("ESTABLISHED")
+    Select(shop.find_element(By.ID, "origin")).select_by_visible_text("a pod")
+    enter(shop, "mark", "0x4000")
+    enter(shop, "packet", "tcp  10.244.1.5->10.96.0.10:80")
+    assert texts(shop, "#asked, #about") == [
+        "tcp 10.244.1.5 → 10.96.0.10:80",
+        "from a pod, conntrack says ESTABLISHED, mark 0x4000",
+    ]
+    shop.find_element(By.ID, "packet").send_keys("80")
+    assert texts(shop, "#asked") == ["tcp 10.244.1.5 → 10.96.0.10:80"]  # what was asked, not what stands in the form
+
+
+def test_the_answer_goes_when_another_service_is_picked(shop: Chrome) -> None:
+    def ask() -> None:
+        enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.10:80")
+        assert answered(shop)
+        assert shop.find_element(By.ID, "name").text == "shop/front-end:http"
+
+    ask()
+    pick(shop, "shop/cart")
+    assert not answered(shop)
+    assert len(texts(shop, "#result .none")) == 1
+    assert shop.find_element(By.ID, "packet").get_property("value") == "tcp 198.51.100.7 -> 10.96.0.20:80"
+    ask()
+    enter(shop, "search", "checkout")
+    assert not answered(shop)
+    ask()
+    shop.back()
+    WebDriverWait(shop, PATIENCE).until(lambda one: one.find_element(By.ID, "name").text == "shop/checkout:https")
+    assert not answered(shop)
+    enter(shop, "packet", "nonsense")
+    assert texts(shop, "#result .error")
+    enter(shop, "search", "cart")
+    assert not answered(shop)
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.40:80")
+    assert find(shop, ".box.refusal.passed")
+    enter(shop, "packet", "tcp 198.51.100.7 -> nowhere")
+    assert not find(shop, ".passed, #result tr")
+    shop.find_element(By.ID, "search").send_keys(Keys.ESCAPE)
+    pick(shop, "(all Services)")
+    assert shop.find_element(By.ID, "packet").get_property("value") == ""
+
+
+SEEN = """
+const field = arguments[0], style = getComputedStyle(field), drawn = document.createElement("canvas").getContext("2d");
+drawn.font = style.font;
+const room = field.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+return [field.placeholder, drawn.measureText(field.placeholder).width <= room];
+"""
+
+
+@pytest.mark.parametrize("width", [400, 700, 1010, 1500])
+def test_fields_show_what_may_be_written_there(shop: Chrome, width: int) -> None:
+    shop.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    try:
+        pick(shop, "(all Services)")
+        shop.execute_script("document.getElementById('services').style.height = '3000px'")  # where there are many
+        for name, words in (("search", "Service, address, chain"), ("packet", "tcp 10.244.1.5 -> 10.96.1.10:80")):
+            field = shop.find_element(By.ID, name)
+            assert field.get_property("value") == ""
+            assert shop.execute_script(SEEN, field) == [words, True]
+    finally:
+        shop.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+# ---- what is wrong ----
+
+
+def test_broken_services_are_marked_in_the_list(shop: Chrome) -> None:
+    marked = {one.text for one in find(shop, "#services a") if "\n" in one.text}
+    assert marked == {"shop/search\n✖ rejected"}
+    pick(shop, "shop/search")
+    assert texts(shop, "#trouble li") == [
+        "from pods, the node itself, outside to 10.96.0.40:80: rejected (icmp-port-unreachable)"
+    ]
+    pick(shop, "shop/cart")
+    assert texts(shop, "#trouble li") == []
+    shop.find_element(By.ID, "only").click()
+    assert [one.split("\n")[0] for one in texts(shop, "#services li")] == ["shop/search"]
+    shop.find_element(By.ID, "only").click()
+    assert len(texts(shop, "#services li")) == 7
+
+
+def test_the_list_says_of_a_service_what_its_packets_meet(chrome: Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "town.html"
+    objects = write(tmp_path / "town.json", town(40, seed=5))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    options = ("-f", objects, "--config", tmp_path / "config.json", "--node", "node-0")
+    assert dry_kpx("graph", "--html", "-o", path, *options).returncode == 0
+    load(chrome, path)
+    levels = {one.text.split("\n")[0]: one.get_attribute("class") for one in find(chrome, "#services a")}
+    assert set(levels.values()) == {"", "broken", "partly"}
+    for name, level in levels.items():
+        if name == "(all Services)":
+            continue
+        pick(chrome, name)
+        chrome.find_element(By.ID, "send").click()
+        assert texts(chrome, "#name") == [name]
+        ends = {one.get_attribute("class") for one in find(chrome, "#result tr") if "more outcomes" not in one.text}
+        if not level:
+            assert ends == {"translated"}
+        elif level == "broken":
+            assert "translated" not in ends
+
+
+def test_rules_for_no_service_say_so_and_take_packets(chrome: Chrome, tmp_path: Path) -> None:
+    (tmp_path / "a.save").write_text("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n")
+    path = tmp_path / "page.html"
+    options = ("--rules", tmp_path / "a.save", "--node-address", "10.200.0.2")
+    assert dry_kpx("graph", "--html", *options, "-o", path).returncode == 0
+    load(chrome, path)
+    assert texts(chrome, "#nothing, #trouble li") == [
+        "These rules are for no Service.",
+        "There are no chains of a Service proxy here.",
+    ]
+    enter(chrome, "packet", "tcp 198.51.100.7 -> 192.0.2.1:80")
+    assert texts(chrome, "#asked, #result tr") == ["tcp 198.51.100.7 → 192.0.2.1:80", "1 dropped"]
+
+
+# ---- how large, and which family ----
+
+
+def size(chrome: Chrome) -> tuple[float, float]:
+    box = find(chrome, "#picture svg")[0].rect
+    return float(box["width"]), float(box["height"])
+
+
+BEYOND = "const one = arguments[0]; return [one.scrollWidth - one.clientWidth, one.scrollHeight - one.clientHeight]"
+
+
+def test_the_picture_is_fitted_and_zoomed(shop: Chrome) -> None:
+    pick(shop, "shop/checkout:https")
+    frame = shop.find_element(By.ID, "picture")
+    shop.find_element(By.ID, "scale").click()
+    natural = size(shop)
+    shop.find_element(By.ID, "larger").click()
+    assert size(shop) == pytest.approx((natural[0] * 1.25, natural[1] * 1.25), abs=1)
+    assert texts(shop, "#scale") == ["125 %"]
+    for _ in range(2):
+        shop.find_element(By.ID, "smaller").click()
+    assert size(shop) == pytest.approx((natural[0] * 0.8, natural[1] * 0.8), abs=1)
+    find(shop, ".box")[0].send_keys("+")
+    assert texts(shop, "#scale") == ["100 %"]
+    pick(shop, "(all Services)")
+    for _ in range(7):
+        shop.find_element(By.ID, "larger").click()
+    assert min(shop.execute_script(BEYOND, frame)) > 0
+    shop.find_element(By.ID, "fit").click()
+    assert shop.execute_script(BEYOND, frame) == [0, 0]
+    assert shop.find_element(By.ID, "fit").get_attribute("aria-pressed") == "true"
+    pick(shop, "shop/checkout:https")
+    assert shop.execute_script(BEYOND, frame) == [0, 0]
+
+
+def test_the_page_turns_to_the_other_family_and_back(shop: Chrome) -> None:
+    def turn(name: str) -> None:
+        next(one for one in find(shop, "#families button") if one.text == name).click()
+        WebDriverWait(shop, PATIENCE).until(lambda one: texts(one, "#families [aria-pressed=true]") == [name])
+
+    pick(shop, "shop/front-end:http")
+    enter(shop, "packet", "tcp 198.51.100.7 -> 10.96.0.10:80")
+    turn("IPv6")
+    assert not answered(shop)
+    assert shop.find_element(By.ID, "name").text == "shop/front-end:http"
+    assert "[fd00:96::10]:80/tcp" in texts(shop, "#picture .box .title")
+    assert shop.current_url.partition("#")[2] == "shop/front-end:http,ipv6"
+    shop.find_element(By.ID, "send").click()
+    assert {one.split(" ")[2] for one in texts(shop, "#result tr")} == {
+        f"[fd00:244:{pod}]:8080" for pod in (":11", "0:1::12", "0:2::13")
+    }
+    enter(shop, "packet", "tcp ::1 -> fe80")
+    assert "not an address" in texts(shop, "#result .error")[0]
+    shop.refresh()
+    WebDriverWait(shop, PATIENCE).until(lambda one: texts(one, "#families [aria-pressed=true]") == ["IPv6"])
+    turn("IPv4")
+    assert "10.96.0.10:80/tcp" in texts(shop, "#picture .box .title")
+    pick(shop, "shop/cart")
+    turn("IPv6")
+    assert shop.find_element(By.ID, "name").text == "shop/cart"
+    assert texts(shop, "#trouble li") == ["There are no rules for it in IPv6."]
+    assert not find(shop, "#picture svg")
+    assert shop.find_element(By.ID, "packet").get_property("placeholder") == "tcp fd00:244::5 -> [fd00:96::10]:80"
+    turn("IPv4")
+    assert "10.96.0.20:80/tcp" in texts(shop, "#picture .box .title")
+
+
+def test_of_a_dump_the_other_family_cannot_be_picked(chrome: Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    dump = case_path(CASES[0]) / "ipv6.save"
+    assert dry_kpx("graph", "--html", "--family", "ipv6", "--rules", dump, "-o", path).returncode == 0
+    load(chrome, path)
+    usable = {one.text: one.is_enabled() for one in find(chrome, "#families button")}
+    assert usable == {"IPv4": False, "IPv6": True}
 
 
 # ---- the same answers as kpx ----

@@ -5,9 +5,10 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from kpx.analysis.fold import folded
 from kpx.analysis.picture import Picture
@@ -17,25 +18,66 @@ from kpx.netfilter.rule import Match, Rule, RuleError, normal_rule, parse_rule
 from kpx.printable import printable
 
 
-def page(simulator: Simulator, drawn: Picture, origin: str) -> str:
-    """The page about the rules that a simulator holds; `origin` says in words where they are from."""
-    data = {
-        "origin": printable(origin),
-        "family": simulator.family.value,
-        "host": list(simulator.host.addresses(simulator.family)) if simulator.host.known else None,
-        "unread": {table: printable(why) for table, why in simulator.unread.items()},
-        "policies": {f"{table} {chain}": policy for (table, chain), policy in simulator.policies.items()},
-        "tables": _tables(simulator),
-        "picture": _picture(drawn, folded(drawn)),
-    }
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """That packets to a service port don't all get to an endpoint.
+
+    `broken`: none of them does; `partly`: some don't; `unknown`: of some it can't be known. `word` says it in a list,
+    `says` in full, a kind of packet each.
+    """
+
+    level: Literal["broken", "partly", "unknown"]
+    word: str
+    says: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What the page shows of one family: its rules, their picture, and what is wrong with service ports."""
+
+    simulator: Simulator
+    drawn: Picture
+    troubles: Mapping[str, Trouble] = field(default_factory=dict)
+
+
+def page(
+    simulator: Simulator,
+    drawn: Picture,
+    origin: str,
+    troubles: Mapping[str, Trouble] | None = None,
+    others: Sequence[Side] = (),
+) -> str:
+    """The page about the rules that a simulator holds; `origin` says in words where they are from.
+
+    `others` are the rules of other families: one family is shown at a time, this one first.
+    """
+    sides = (Side(simulator, drawn, troubles or {}), *others)
     parts = {one.name: one for one in files(__package__).iterdir()}
     values = {
         "TITLE": escape(f"kpx: {printable(origin)}"),
         "STYLE": parts["page.css"].read_text("utf-8"),
-        "DATA": _packed(data),
-        "SCRIPTS": "\n".join(parts[name].read_text("utf-8") for name in ("walk.js", "draw.js", "page.js")),
+        "DATA": "\n".join(map(_script, sides)),
+        "SCRIPTS": "\n".join(parts[name].read_text("utf-8") for name in _SCRIPTS),
     }
     return re.sub(r"%([A-Z]+)%", lambda found: values[found[1]], parts["page.html"].read_text("utf-8"))
+
+
+_SCRIPTS = ("walk.js", "draw.js", "side.js", "view.js", "ask.js", "answer.js", "page.js")
+
+
+def _script(side: Side) -> str:
+    simulator = side.simulator
+    family = simulator.family.value
+    data = {
+        "family": family,
+        "host": list(simulator.host.addresses(simulator.family)) if simulator.host.known else None,
+        "unread": {table: printable(why) for table, why in simulator.unread.items()},
+        "policies": {f"{table} {chain}": policy for (table, chain), policy in simulator.policies.items()},
+        "tables": _tables(simulator),
+        "picture": _picture(side.drawn, folded(side.drawn)),
+        "troubles": {group: asdict(trouble) for group, trouble in side.troubles.items()},
+    }
+    return f'<script type="text/plain" data-family="{family}">{_packed(data)}</script>'
 
 
 def _packed(data: Mapping[str, Any]) -> str:
@@ -83,6 +125,7 @@ def _picture(whole: Picture, drawn: Picture) -> Mapping[str, Any]:
                 box.position,
                 [[one, whole.boxes[one].title] for one in box.stands_for],
                 [*box.rules, *(rule for one in box.stands_for for rule in whole.boxes[one].rules)],
+                box.name,
             ]
             for box in drawn.boxes.values()
         ],

@@ -1,69 +1,70 @@
 "use strict";
 // The page: a list of Services, the picture of one, its chains, and a packet to send.
 
-let DATA; // JSON, packed with gzip
+let DATA; // the rules of the family that is shown
 
 (async () => {
-  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), c => c.charCodeAt(0));
-  DATA = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
-
-  const SHARED = "(all Services)", LISTED = 300, ROWS = 100, WAYS = 12;
+  const LISTED = 300, { make } = Answer;
+  const NAMES = { ipv4: "IPv4", ipv6: "IPv6" }, SIGNS = { broken: "✖", partly: "▲", unknown: "?" };
   const find = id => document.getElementById(id);
-  const boxes = DATA.picture.boxes.map(([id, kind, title, lines, group, table, chain, position, others, rules]) =>
-    ({ id, kind, title, lines, group: group || SHARED, table, chain, position, others, rules }));
-  const arrows = DATA.picture.arrows.map(([source, target, label, seldom]) => ({ source, target, label, seldom }));
-  const byGroup = Map.groupBy ? Map.groupBy(boxes, box => box.group)
-    : boxes.reduce((all, box) => all.set(box.group, [...(all.get(box.group) ?? []), box]), new Map());
-  const groups = [...byGroup.keys()].sort((a, b) => (a === SHARED) - (b === SHARED) || (a < b ? -1 : 1));
-  let chosen = null, passed = new Set();
-
-  function make(name, attributes, ...children) {
-    const node = Object.assign(document.createElement(name), attributes);
-    node.append(...children.filter(child => child !== null && child !== ""));
-    return node;
-  }
+  let side = null, chosen = null, passed = new Set();
 
   // ---- Services ----
 
-  // Found by name, and by any address, port or chain in their boxes.
-  const words = new Map(groups.map(group => [group, byGroup.get(group).flatMap(box => [group, box.title, box.chain, ...box.lines, ...box.others.flat()]).join(" ").toLowerCase()]));
-
   function list() {
-    const wanted = find("search").value.trim().toLowerCase();
-    const matching = groups.filter(group => words.get(group).includes(wanted));
+    const wanted = find("search").value.trim().toLowerCase(), only = find("only").checked;
+    const matching = side.groups.filter(group => side.words.get(group).includes(wanted) && (!only || side.troubles.has(group)));
     find("services").replaceChildren(...matching.slice(0, LISTED).map(group => {
-      const link = make("a", { href: address(group), textContent: group, onclick: () => choose(group) });
+      const link = make("a", { href: address(side.family, group), textContent: group, onclick: () => choose(group) });
       if (group === chosen) link.setAttribute("aria-current", "true");
+      const trouble = side.troubles.get(group);
+      if (trouble) {
+        link.className = trouble.level;
+        link.title = trouble.says.join("\n");
+        link.append(make("small", { textContent: `${SIGNS[trouble.level]} ${trouble.word}` }));
+      }
       return make("li", {}, link);
     }));
-    find("count").textContent = `${matching.length} of ${groups.length}` + (matching.length > LISTED ? `, the first ${LISTED} shown` : "");
+    find("count").textContent = `${matching.length} of ${side.groups.length}` + (matching.length > LISTED ? `, the first ${LISTED} shown` : "");
+    find("nothing").textContent = side.groups.length === 1 ? "These rules are for no Service." : matching.length ? "" : "No Service is like that.";
     return matching;
   }
 
-  // Each Service has an address of its own, for links and for the browser's way back.
-  const address = group => "#" + encodeURIComponent(group).replace(/%2F/g, "/").replace(/%3A/g, ":");
+  // Each Service has an address of its own, for links and for the browser's way back; the first family isn't named.
+  const address = (family, group) => "#" + encodeURIComponent(group).replace(/%2F/g, "/").replace(/%3A/g, ":")
+    + (family === Side.families[0] ? "" : `,${family}`);
 
-  function addressed() {
-    let wanted = location.hash.slice(1);
+  // The family and Service that the address names; without one, the first Service. What only another family has is shown
+  // there, unless a family is named.
+  async function addressed() {
+    const [, words, named] = location.hash.match(/^#?([^,]*)(?:,(\w+))?$/) ?? [];
+    let wanted = words ?? "";
     try { wanted = decodeURIComponent(wanted); } catch { /* no address of this page's */ }
-    return byGroup.has(wanted) ? wanted : groups.find(group => group.startsWith(`${wanted}:`)) ?? groups[0];
+    const first = Side.families.includes(named) ? named : Side.families[0];
+    for (const family of wanted ? [first, ...Side.families] : []) {
+      const { byGroup, groups } = await Side.of(family);
+      const group = byGroup.has(wanted) ? wanted : groups.find(one => one.startsWith(`${wanted}:`));
+      if (group) return [first === named ? first : family, group];
+    }
+    return [first, (await Side.of(first)).groups[0]];
   }
 
   function choose(group) {
     show(group);
-    location.hash = address(group);
+    location.hash = address(side.family, group);
   }
 
   function show(group) {
     chosen = group;
-    const own = byGroup.get(group), ids = new Set(own.map(box => box.id));
+    const own = side.byGroup.get(group) ?? [], ids = new Set(own.map(box => box.id));
     find("name").textContent = group;
-    Draw.picture(find("picture"), group, own, arrows.filter(one => ids.has(one.source) && ids.has(one.target)), open);
-    highlight();
+    Draw.picture(find("picture"), group, own, side.arrows.filter(one => ids.has(one.source) && ids.has(one.target)), open);
+    View.apply();
+    forget();
+    tellTrouble(group, own);
     find("chains").replaceChildren();
     const way = own.find(box => box.kind === "way in" && box.table === "nat") ?? own.find(box => box.kind === "way in");
-    const packet = way && suggestion(way);
-    if (packet) find("packet").value = packet;
+    find("packet").value = Ask.suggestion(DATA, way);
     const focused = find("services").contains(document.activeElement);
     list();
     const link = find("services").querySelector("[aria-current]");
@@ -71,19 +72,35 @@ let DATA; // JSON, packed with gzip
     if (focused) link?.focus();
   }
 
-  // Mark what the last packet passed; a box of many endpoints, if it passed one of them, or a rule that chooses one.
-  function highlight() {
-    for (const box of byGroup.get(chosen))
-      if (box.others.some(([id]) => passed.has(id)) || box.rules.some(rule => passed.has(rule))) passed.add(box.id);
-    Draw.highlight(find("picture"), passed);
+  function tellTrouble(group, own) {
+    const trouble = side.troubles.get(group);
+    const none = group === Side.SHARED ? "There are no chains of a Service proxy here." : `There are no rules for it in ${NAMES[side.family]}.`;
+    const says = trouble?.says ?? (own.length ? [] : [none]);
+    find("trouble").className = trouble?.level ?? "";
+    find("trouble").replaceChildren(...says.map(text => make("li", { textContent: text })));
   }
 
-  function suggestion(way) {
-    const [, host, port, protocol] = way.title.match(/^(.*?):?(\d+)\/(\w+)$/) ?? [];
-    if (!port) return null;
-    const six = DATA.family === "ipv6", node = DATA.host?.[0] ?? (six ? "::1" : "127.0.0.1");
-    const place = host.startsWith("node port") ? (six ? `[${node}]` : node) : host;
-    return `${protocol} ${six ? "2001:db8::7" : "198.51.100.7"} -> ${place}:${port}`;
+  // ---- IPv4 and IPv6 ----
+
+  async function turn(family) {
+    side = await Side.of(family);
+    DATA = side.data;
+    for (const button of find("families").children) button.setAttribute("aria-pressed", button.dataset.of === family);
+    find("packet").placeholder = Ask.example(family);
+    const unread = Object.values(DATA.unread);
+    find("host").textContent = unread.length ? `${unread.join(" and ")}: what becomes of packets isn't certain.`
+      : DATA.host ? "" : "The node's addresses aren't known: endpoints are taken to be elsewhere.";
+    find("troubled").hidden = !side.troubles.size;
+    find("only").checked &&= side.troubles.size > 0;
+    find("troubles").textContent = `only those with something wrong: ${side.troubles.size}`;
+  }
+
+  for (const family of Object.keys(NAMES)) {
+    const has = Side.families.includes(family);
+    const button = make("button", { type: "button", textContent: NAMES[family], disabled: !has, title: has ? "" : `There are no rules of ${NAMES[family]} here.`,
+      onclick: async () => { await turn(family); choose(chosen); } });
+    button.dataset.of = family;
+    find("families").append(button);
   }
 
   // ---- chains ----
@@ -96,8 +113,8 @@ let DATA; // JSON, packed with gzip
     if (!rules) return;
     const cards = find("chains");
     while (cards.lastChild && cards.lastChild !== card) cards.lastChild.remove();
-    const own = boxes.find(box => box.group !== SHARED && !box.position && box.id === `${table} ${chain}`)
-      ?? boxes.find(box => box.others.some(([id]) => id === `${table} ${chain}`));
+    const own = side.boxes.find(box => box.group !== Side.SHARED && !box.position && box.id === `${table} ${chain}`)
+      ?? side.boxes.find(box => box.others.some(([id]) => id === `${table} ${chain}`));
     const here = make("section", { className: "chain" }, make("h3", { textContent: chain }),
       make("p", { textContent: [table, own?.group, own && own.title !== chain && !own.others.length ? own.title : ""].filter(Boolean).join(" · ") }));
     const lines = make("ol", {});
@@ -116,101 +133,42 @@ let DATA; // JSON, packed with gzip
 
   // ---- packets ----
 
-  const FLOW = /^\s*([\w-]+)\s+(\S+)\s*(?:->|→|\bto\b)\s*(\S+)\s*$/;
-  const PLACE = /^(?:\[([\da-fA-F:.]+)\]|([\d.]+))(?::(\d{1,5}))?$/;
-
-  function place(word) {
-    const found = word.match(PLACE);
-    const host = found ? found[1] ?? found[2] : word, port = found?.[3];
-    if (Walk.address(host) === null) throw new Error(`not an address, or an address and port: ${word}`);
-    if (port > 65535) throw new Error(`not a port: ${port}`);
-    return [host, port === undefined ? null : +port];
-  }
-
-  function read(text) {
-    const flow = text.match(FLOW);
-    if (!flow) throw new Error("a packet is written like: tcp 10.244.1.5 -> 10.96.1.10:80");
-    const [source, sourcePort] = place(flow[2]), [destination, port] = place(flow[3]);
-    const protocol = flow[1].toLowerCase();
-    if (["tcp", "udp", "sctp"].includes(protocol) && port === null) throw new Error(`${protocol} needs a port`);
-    return { protocol, source, sourcePort, destination, port: port ?? 0 };
-  }
-
-  // The packet that the form describes.
-  function asked() {
-    const text = id => find(id).value.trim();
-    const mark = Number(text("mark") || 0);
-    if (!Number.isInteger(mark) || mark < 0 || mark > 0xffffffff) throw new Error(`not a mark: ${text("mark")}`);
-    const packet = { ...read(text("packet")), mark, origin: find("origin").value, state: find("state").value,
-      in: text("in") || null, out: text("out") || null, bridged: { yes: true, no: false }[find("bridged").value] };
-    return { ...packet, known: known(packet, text("known")) };
-  }
-
-  // Lists of xt_recent with seconds: `10.244.1.12:8080@60` is on those that remember who goes to this endpoint.
-  function known(packet, words) {
-    const found = {};
-    for (const word of words.split(/[\s,]+/).filter(Boolean)) {
-      const [, whom, seconds] = word.match(/^(.+?)(?:@(\d+))?$/) ?? [null, word];
-      let lists = [whom];
-      if (whom.includes(":")) {
-        const [host, port] = place(whom), there = Walk.endpoint(Walk.address(host), port, DATA.family === "ipv6" ? 128 : 32);
-        const paths = Walk.trace(DATA, packet).paths.filter(path => path.outcome.destination === there);
-        lists = paths.flatMap(path => [...path.known.keys()]);
-        if (!paths.length) throw new Error(`no way of this packet leads to ${whom}`);
-        if (!lists.length) throw new Error(`the rules don't remember who goes to ${whom}: no session affinity`);
-      }
-      for (const name of lists) found[name] = Number(seconds ?? 0);
-    }
-    return found;
-  }
-
-  const FATES = { translated: "translated", untouched: "passes, not translated", rejected: "rejected", dropped: "dropped", unknown: "can't be known" };
-  const percent = value => value >= 0.9999995 ? "100 %" : `${(value * 100).toPrecision(value < 0.1 ? 2 : 3)} %`;
-
-  function simple(value) {
-    for (let d = 1; d <= 1000; d++) {
-      const n = Math.round(value * d);
-      if (n && Math.abs(value - n / d) < 1e-8) return d === 1 ? `${n}` : `${n}/${d}`;
-    }
-    return percent(value);
+  // An answer is for the packet that was sent: with another Service it goes.
+  function forget() {
+    passed = new Set();
+    Answer.clear();
+    Draw.highlight(find("picture"), passed);
   }
 
   function send() {
-    const out = find("result");
     let found;
+    const words = Ask.words();
     try {
-      found = Walk.trace(DATA, asked());
+      found = Walk.trace(DATA, Ask.packet(DATA));
     } catch (error) {
-      out.replaceChildren(make("p", { className: "error", textContent: error.message }));
+      forget();
+      Answer.fail(error.message);
       return;
     }
-    const rows = found.outcomes.slice(0, ROWS).map(one => make("tr", { className: one.fate },
-      make("td", { textContent: simple(one.share), title: one.exact }),
-      make("td", { textContent: one.destination ? `→ ${one.destination}` : FATES[one.fate] + (one.detail ? `: ${one.detail}` : "") }),
-      make("td", { textContent: one.masqueraded ? "masqueraded" : "" })));
-    if (found.outcomes.length > ROWS) rows.push(make("tr", {}, make("td", { colSpan: 3, textContent: `… ${found.outcomes.length - ROWS} more outcomes` })));
-    const ways = found.paths.slice(0, WAYS).map((path, number) => make("details", { open: number === 0 },
-      make("summary", {}, `${simple(path.share)} → ${path.outcome.destination || FATES[path.outcome.fate]}`),
-      make("ol", {}, ...path.steps.map(step => make("li", {},
-        make("button", { type: "button", textContent: `${step.chain} ${step.position || ""}`, onclick: () => unfold(step.table, step.chain, step.position, null) }),
-        make("code", { textContent: step.rule }))))));
-    const more = found.paths.length > WAYS ? make("p", { textContent: `… ${found.paths.length - WAYS} more ways` }) : "";
-    const many = found.sampled ? make("p", { textContent: "There are too many ways to list: of those that come to the same, one is shown." }) : "";
-    const hint = found.outcomes.some(one => one.fate === "unknown") ? make("p", { textContent: "A source port or what else rules may ask could help." }) : "";
-    out.replaceChildren(make("table", {}, make("tbody", {}, ...rows)), hint, many, ...ways, more);
-    passed = new Set(found.paths.flatMap(path => path.steps.flatMap(step => [`${step.table} ${step.chain}`, `${step.table} ${step.chain} ${step.position}`])));
-    const group = boxes.find(box => box.position && box.kind === "way in" && passed.has(box.id))?.group;
+    const met = new Set(found.paths.flatMap(path => path.steps.flatMap(step => [`${step.table} ${step.chain}`, `${step.table} ${step.chain} ${step.position}`])));
+    const group = side.boxes.find(box => box.position && box.kind === "way in" && met.has(box.id))?.group;
     if (group && group !== chosen) {
       const text = find("packet").value;
       choose(group);
       find("packet").value = text;
     }
     for (const end of found.outcomes.filter(one => ["rejected", "dropped"].includes(one.fate)))
-      passed.add(`${end.fate === "dropped" ? "DROP" : "REJECT"} ${group ?? ""}`);
-    highlight();
+      met.add(`${end.fate === "dropped" ? "DROP" : "REJECT"} ${group ?? ""}`);
+    // A box of many endpoints is passed if one of them is, or a rule that chooses one.
+    for (const box of side.byGroup.get(chosen) ?? [])
+      if (box.others.some(([id]) => met.has(id)) || box.rules.some(rule => met.has(rule))) met.add(box.id);
+    passed = met;
+    Answer.tell(words, found, step => unfold(step.table, step.chain, step.position, null));
+    Draw.highlight(find("picture"), passed);
   }
 
   find("search").addEventListener("input", list);
+  find("only").addEventListener("change", list);
   find("trace").addEventListener("submit", event => { event.preventDefault(); send(); });
 
   // In the list: arrows go up and down, Enter takes the first, Escape clears the search.
@@ -224,9 +182,16 @@ let DATA; // JSON, packed with gzip
     event.preventDefault();
   });
 
-  const unread = Object.values(DATA.unread);
-  if (unread.length) find("host").textContent = `${unread.join(" and ")}: what becomes of packets isn't certain.`;
-  else if (!DATA.host) find("host").textContent = "The node's addresses aren't known: endpoints are taken to be elsewhere.";
-  addEventListener("hashchange", () => { if (addressed() !== chosen) show(addressed()); });
-  if (groups.length) show(addressed());
+  // Go where the address says, unless that is here.
+  async function go() {
+    const wanted = location.hash;
+    if (side && wanted === address(side.family, chosen)) return;
+    const [family, group] = await addressed();
+    if (location.hash !== wanted) return;
+    if (family !== side?.family) await turn(family);
+    show(group);
+  }
+
+  addEventListener("hashchange", go);
+  await go();
 })();

@@ -24,8 +24,9 @@ def command() -> None:
 
     Ways in are blue, endpoints green, refusals red; arrows bear the share of packets that takes them. Asks the rules in
     the kernel, or with --rules those of an iptables-save dump (kube-proxy's too), or with -f those that manifests
-    compile to. Of more than 24 endpoints of a Service a few are drawn, the others counted. SVG needs Graphviz and takes
-    up to 500 service ports; the page, DOT and Mermaid don't. Exit status 1 if a table of the rules could not be read.
+    compile to. Of more than 24 endpoints of a Service a few are drawn, the others counted. SVG takes up to 500 service
+    ports; the page shows one Service at a time, of both IP families. Endpoints bear the names of their pods where -f
+    tells them. Exit status 1 if a table of the rules could not be read.
 
     \b
     Example:
