@@ -17,7 +17,7 @@ from tests.cluster.twins import NODE, Twins, Usage
 from tests.cluster.waiting import demand, eventually
 
 AGENTS = {"kpx": "kpx/", "kube-proxy": "kube-proxy/"}
-IDLE_SECONDS = 180
+IDLE_SECONDS = 120
 CALM_SECONDS = 40
 
 
