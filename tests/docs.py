@@ -25,6 +25,7 @@ def render(folder: Path) -> None:
             "ignore", r".*PydanticDataclass type annotation|.*annotation PydanticDataclass "
         )  # not ours
         warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef\('(Trail|Inputs) \| None'\)")
+        warnings.filterwarnings("ignore", r"Error processing type stub for kpx\.sources\.kube_pb2\.")  # generated
         pdoc.pdoc("kpx", *modules, output_directory=folder)
 
 

@@ -14,32 +14,6 @@ Assumed = tuple[tuple[Key, bool], ...]
 """Answers that are assumed, in the order in which they were asked for."""
 
 
-class State(NamedTuple):
-    """A packet on its way: what can change of it. `source` is None once it is translated to an unknown address.
-
-    `masqueraded` says that its source was replaced. `tracked` is false behind `CT --notrack`. `connmark` is the mark of
-    its connection. `noted` are the lists of xt_recent that it put its sender on, `forgotten` those it took it off.
-    `assumed` are the answers to what isn't known with which it got here.
-    `unread` are the tables that it passed of which nobody knows the rules.
-    `trail` and `examined`, the number of rules it was compared with, are only kept for packets that are traced.
-    """
-
-    source: int | None
-    destination: int
-    port: int
-    mark: int
-    translated: bool = False
-    masqueraded: bool = False
-    tracked: bool = True
-    connmark: int = 0
-    noted: frozenset[str] = frozenset()
-    forgotten: frozenset[str] = frozenset()
-    assumed: Assumed = ()
-    unread: tuple[str, ...] = ()
-    trail: "Trail | Sample | None" = None
-    examined: int = 0
-
-
 class Step(NamedTuple):
     """A rule that a packet matched; `position` counts from 1 in its chain, as `iptables -L --line-numbers` does.
 
@@ -111,6 +85,32 @@ class Sample:
             found.append(trail.step)
             trail = trail.before
         return found[::-1]
+
+
+class State(NamedTuple):
+    """A packet on its way: what can change of it. `source` is None once it is translated to an unknown address.
+
+    `masqueraded` says that its source was replaced. `tracked` is false behind `CT --notrack`. `connmark` is the mark of
+    its connection. `noted` are the lists of xt_recent that it put its sender on, `forgotten` those it took it off.
+    `assumed` are the answers to what isn't known with which it got here.
+    `unread` are the tables that it passed of which nobody knows the rules.
+    `trail` and `examined`, the number of rules it was compared with, are only kept for packets that are traced.
+    """
+
+    source: int | None
+    destination: int
+    port: int
+    mark: int
+    translated: bool = False
+    masqueraded: bool = False
+    tracked: bool = True
+    connmark: int = 0
+    noted: frozenset[str] = frozenset()
+    forgotten: frozenset[str] = frozenset()
+    assumed: Assumed = ()
+    unread: tuple[str, ...] = ()
+    trail: Trail | Sample | None = None
+    examined: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,7 +298,6 @@ def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "*nat\nCOMMIT\n",
         "*nat\n:KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -j KUBE-SVC-A\n-A KUBE-SERVICES -j KUBE-SVC-A\nCOMMIT\n",
         '*nat\n-A KUBE-SERVICES -m comment --comment "a/b:c cluster IP" -j KUBE-SVC-A\n'
@@ -312,3 +311,10 @@ def test_no_dump_makes_it_fall_over(text: str, form: tuple[str, ...], tmp_path: 
     done = dry_kpx("graph", "--rules", tmp_path / "a.save", *form)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_no_dump(tmp_path: Path) -> None:
+    (tmp_path / "a.save").write_text("")
+    done = dry_kpx("graph", "--rules", tmp_path / "a.save", "--html")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a.save: holds no table" in done.stderr
