@@ -5,11 +5,13 @@ models of its own. The client generated from the API's description is 115 of the
 synchronous half needs, requests and others, 5 MB more. rich brings Pygments, which knows how to colour 500 languages;
 kpx shows none. pydantic has its first version on board.
 
-A path that isn't there is an error: then the list is out of date. tests/chart/test_image.py runs kpx from what is left.
+`/*` leaves a package, which others import, without its modules. A path that isn't there is an error: then the list is
+out of date. tests/chart/test_image.py runs kpx from what is left.
 """
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 UNUSED = (
@@ -22,7 +24,7 @@ UNUSED = (
     "kubernetes/utils",
     "kubernetes/watch",
     "kubernetes/aio/client/api",
-    "kubernetes/aio/client/models",
+    "kubernetes/aio/client/models/*",
     "kubernetes/aio/dynamic",
     "kubernetes/aio/leaderelection",
     "kubernetes/aio/stream",
@@ -39,10 +41,18 @@ UNUSED = (
 )
 
 
+def unused(packages: Path) -> Iterator[Path]:
+    """The folders and files to delete. Raises FileNotFoundError."""
+    for name in UNUSED:
+        package = packages / name.removesuffix("/*")
+        found = list(package.iterdir())
+        yield from (one for one in found if one.name != "__init__.py") if name.endswith("/*") else (package,)
+
+
 def prune(packages: Path) -> None:
     """Delete them. Raises FileNotFoundError."""
-    for name in UNUSED:
-        shutil.rmtree(packages / name)
+    for path in list(unused(packages)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _errors(family: Family, table: str, names: tuple[str, ...]) -> Iterator[tupl
                 asked = [message(SUBSYSTEM | _GETCHAIN, REQUEST | ACK, body) for body in bodies]
                 yield from zip(some, link.acknowledged(asked), strict=True)
     except OSError as error:
-        raise KpxError(f"can't ask nf_tables for chains: {error.strerror}") from error
+        raise _refused(" for chains", error) from error
 
 
 def _ask(kind: int, family: Family) -> list[dict[int, bytes]]:
@@ -106,7 +106,7 @@ def _ask(kind: int, family: Family) -> list[dict[int, bytes]]:
         with Netlink(NETLINK_NETFILTER) as link:
             bodies = list(link.ask(SUBSYSTEM | kind, NFGENMSG.pack(_NUMBER[family], 0, 0)))
     except OSError as error:
-        raise KpxError(f"can't ask nf_tables: {error.strerror}") from error
+        raise _refused("", error) from error
     return [attributes(body, NFGENMSG.size) for body in bodies]
 
 
@@ -119,8 +119,13 @@ def _dump(kind: int, family: Family) -> Iterator[dict[int, bytes]]:
                 bodies.append(body)  # noqa: PERF402
     except OSError as error:
         if error.errno != errno.EINTR:  # others commit all the time: what was there all the time has been listed
-            raise KpxError(f"can't ask nf_tables for a list: {error.strerror}") from error
+            raise _refused(" for a list", error) from error
     return (attributes(body, NFGENMSG.size) for body in bodies)
+
+
+def _refused(what: str, error: OSError) -> KpxError:
+    why = f"{error.strerror} (you must be root)" if error.errno == errno.EPERM else error.strerror
+    return KpxError(f"can't ask nf_tables{what}: {why}")
 
 
 def _text(value: bytes) -> str:
