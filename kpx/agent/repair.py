@@ -135,7 +135,7 @@ class Repairs:
         told.failure(self._metrics, self._family, error, full=False, retry_in=max(held.values(), default=0.0))
         known = self._kernel.refuses and isinstance(error, RestoreError)  # and so tried again anyway
         if not held and not known:
-            self._give_up("retry")
+            self._give_up(DAMAGE)
 
     async def _owners(self, chains: Iterable[ChainKey]) -> dict[ChainKey, ServiceKey | None]:
         """The Services behind chains; None where no single Service has it, or none at all."""

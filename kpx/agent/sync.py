@@ -211,6 +211,8 @@ class FamilySync:
 
     def _reason(self, full: str, reload: bool) -> str:
         """Why everything has to be compared, now that it is known what changed; empty if it need not be."""
+        if full == DAMAGE and self.kernel.behind:  # then some of what is different is ours, and nobody is to blame
+            return "retry"
         if full not in ("", DAMAGE):
             return full
         if reload:

@@ -111,13 +111,17 @@ def storms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[int, Fu
         pool.shutdown(cancel_futures=True)
 
 
+def test_there_were_faults(storms: Mapping[int, Future[Storm]]) -> None:
+    """In one storm there may be none: they strike by chance, and an agent asks little."""
+    assert sum(sum(one.result().faults.values()) for one in storms.values()) >= len(SEEDS)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_after_the_storm_the_kernel_is_right(storms: Mapping[int, Future[Storm]], seed: int) -> None:
     end = storms[seed].result()
     print(f"seed {seed}, {end}")
     assert end.diff == "same\n"
     assert end.stale == set()
-    assert end.faults
     assert sum(end.restarts.values()) >= 10
     # What was believed of the kernel was true all the time: every edit fitted.
     assert end.events["sync failed"] == end.events["rules refused, the old ones stay"] == 0

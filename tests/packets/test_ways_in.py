@@ -82,6 +82,7 @@ def test_sctp_arrives_translated(proxy: Proxy, family: FamilyName) -> None:
 def test_all_ways_in_lead_through_trees_here(proxy: Proxy, family: FamilyName) -> None:
     proxy.apply(proxy.web(family, proxy.pods[:1]))
     rules = proxy.node.rules(family=family, backend=proxy.backend)
-    _, filter_, nat = sorted(rules.split("\n*"))  # the first is what stands before the tables
+    tables = {part.partition("\n")[0]: part for part in rules.split("\n*")}
+    filter_, nat = tables["filter"], tables["nat"]
     assert all(f":KPX-{letter}-" in filter_ for letter in "SEFN")
     assert all(f":KPX-{letter}-" in nat for letter in "SN")
