@@ -251,7 +251,7 @@ SOUND: dict[str, Any] = {
     )
 )
 @example(("Service", SOUND))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_the_same_from_json_and_from_protobuf(case: tuple[str, dict[str, Any]]) -> None:
     kind, obj = case
     from_packed = of_entry(kind, Entry("", "", 0, Packed(kind, packed(kind, obj))))
@@ -419,7 +419,7 @@ def test_endless_frame() -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_mutants_of_real_answers(seed: int) -> None:
     """Bytes changed, lost, doubled, in a list or in a frame: sound, or refused by name; never anything else."""
     rng = random.Random(seed)
