@@ -3,7 +3,7 @@
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -107,6 +107,10 @@ def test_a_thousand_load_balancers_with_a_health_port_each(tmp_path: Path, files
 def test_a_flood_over_hundreds_of_ports(tmp_path: Path) -> None:
     many = [edge(number) for number in range(280)]
     with running(tmp_path, 1024, [*shop(1), *many]) as (agent, server), ExitStack() as open_ones:
+        for _ in agent.patiently(PATIENCE, "all ports"):  # they are opened after the rules are written
+            with suppress(OSError):
+                if all(agent.get("/", 30_000 + number)[0] == 503 for number in range(280)):
+                    break
         size = len(agent.log_text())
         for number in range(2 * FLOOD):
             open_ones.enter_context(connect(agent, 30_000 + number % 280, b"GET / HTTP/1.1\r\nX-Slow: "))
